@@ -1,0 +1,1 @@
+//! Network namespaces, topologies and probes for tests and the demo.

@@ -1,0 +1,1 @@
+//! Who owns which pod prefix: nodes, their leases, and the index of them.

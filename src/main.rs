@@ -1,0 +1,3 @@
+//! The `flanneld` binary.
+
+fn main() {}
