@@ -234,14 +234,6 @@ impl Daemon {
         Metrics::parse(&response.body)
     }
 
-    /// Runs a subcommand against this daemon's socket, as an operator on the node would.
-    ///
-    /// # Errors
-    /// When it cannot be started or fails.
-    pub fn ask(&self, subcommand: &[&str]) -> Result<String> {
-        self.launch.ns.command(binary()?).args(subcommand).arg("--subnet-file").arg(self.subnet_file()?).run()
-    }
-
     /// The file it writes for the CNI plugin.
     ///
     /// # Errors

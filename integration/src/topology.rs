@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::daemon::{Daemon, Launch};
+use crate::daemon::{self, Daemon, Launch};
 use crate::lab;
 use crate::netns::Netns;
 use crate::nodes_file::{FileFeed, LeaseFeed, NodeManifest};
 use crate::probe::netexec::Netexec;
+use crate::process::NsCommand;
 
 /// The switch's own address, and every node's default gateway.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
@@ -209,6 +210,14 @@ impl Cluster {
     pub fn publish(&mut self) -> Result<()> {
         let manifests = self.manifests();
         self.feed.publish(&manifests)
+    }
+
+    /// Tells the feed something else: that a node has left, changed or claims what is not its own.
+    ///
+    /// # Errors
+    /// When the feed cannot be changed.
+    pub fn publish_only(&mut self, manifests: &[NodeManifest]) -> Result<()> {
+        self.feed.publish(manifests)
     }
 
     /// Plugs a new host into the switch: a namespace with `eth0`, and nothing else.
@@ -464,6 +473,15 @@ impl Node {
     /// When none runs.
     pub fn daemon_mut(&mut self) -> Result<&mut Daemon> {
         self.daemon.as_mut().with_context(|| format!("no daemon runs in {}", self.name))
+    }
+
+    /// A `flanneld` subcommand aimed at this node's run files, as an operator on the node would type it.
+    ///
+    /// # Errors
+    /// When there is no binary.
+    pub fn flanneld(&self, subcommand: &[&str]) -> Result<NsCommand> {
+        let command = self.ns.command(daemon::binary()?).args(subcommand);
+        Ok(command.arg("--subnet-file").arg(self.subnet_file()))
     }
 
     /// Stops its daemon with a signal; says how it ended and how long that took.

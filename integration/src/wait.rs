@@ -51,11 +51,12 @@ pub fn until_true(what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<
     until(what, || Ok(look()?.then_some(()))).map(|((), took)| took)
 }
 
-/// Milliseconds for people: `38 ms`, `1.24 s`.
+/// A time for people: `1.24 s`, `38 ms`, `2.5 ms`, `61 µs`.
 pub fn human(took: Duration) -> String {
     match took.as_secs_f64() {
         s if s >= 1.0 => format!("{s:.2} s"),
         s if s >= 0.01 => format!("{:.0} ms", s * 1e3),
-        s => format!("{:.2} ms", s * 1e3),
+        s if s >= 0.001 => format!("{:.1} ms", s * 1e3),
+        s => format!("{:.0} µs", s * 1e6),
     }
 }

@@ -58,9 +58,10 @@ impl Pinger {
     /// # Errors
     /// What the kernel or a router answered instead of the reply, or that nothing came.
     pub fn ping(&mut self, length: usize, patience: Duration) -> Result<Duration> {
-        self.send(length)?;
-        let start = Instant::now();
         self.socket.set_read_timeout(Some(patience))?;
+        // Before the send: between namespaces of one machine the reply is often here when send returns.
+        let start = Instant::now();
+        self.send(length)?;
         loop {
             let mut buffer = [0; ICMP_HEADER];
             match (&self.socket).read(&mut buffer) {

@@ -2,13 +2,15 @@
 //! who are you, who am I to you, say this back.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{SockaddrIn, recvfrom};
 use socket2::SockRef;
 
 use crate::netns::Netns;
@@ -72,7 +74,11 @@ impl Drop for Netexec {
 fn serve_udp(socket: &UdpSocket, stopping: &AtomicBool, hostname: &str) {
     let mut buffer = vec![0; 1 << 16];
     while !stopping.load(Ordering::Acquire) {
-        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        // Not std's recv_from: it panics on the answer without an address that a shutdown gives.
+        let Ok((length, Some(from))) = recvfrom::<SockaddrIn>(socket.as_raw_fd(), &mut buffer) else {
+            continue;
+        };
+        let from = SocketAddrV4::from(from);
         let answer = match &buffer[..length] {
             b"hostname" => hostname.as_bytes().to_vec(),
             b"clientip" => from.to_string().into_bytes(),

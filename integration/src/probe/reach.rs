@@ -44,12 +44,17 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The name of the node it runs on.
+    pub fn node(&self) -> &'a str {
+        match self {
+            Self::Pod(pod) => pod.node(),
+            Self::Node(node) => node.name(),
+        }
+    }
+
     /// Whether the way to `to` leads through the tunnel.
     pub fn is_remote(&self, to: &Pod) -> bool {
-        match self {
-            Self::Pod(pod) => pod.node() != to.node(),
-            Self::Node(node) => node.name() != to.node(),
-        }
+        self.node() != to.node()
     }
 }
 
