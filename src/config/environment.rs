@@ -1,0 +1,92 @@
+//! The environment: `FLANNELD_<FLAG>` for every flag, and the variables a DaemonSet sets.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::Command;
+
+use super::{DaemonArgs, Run, argv, excerpt};
+
+/// Which pod we run in, from the downward API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodIdentity {
+    /// `POD_NAME`.
+    pub name: String,
+    /// `POD_NAMESPACE`.
+    pub namespace: String,
+}
+
+/// Flags the environment cannot set. `FLANNELD_VERSION` is what people call the image's tag.
+const NEVER: [&str; 2] = ["help", "version"];
+
+/// Adds to `line` a flag for each `FLANNELD_*` variable whose flag was not given, and returns what
+/// it had to ignore. A variable that is empty counts as absent, as in flannel.
+pub(super) fn fill(
+    root: &Command,
+    line: &mut argv::Line,
+    env: &impl Fn(&str) -> Option<String>,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let command = match &line.subcommand {
+        None => root,
+        Some(name) => match root.find_subcommand(name) {
+            Some(sub) => sub,
+            None => return warnings,
+        },
+    };
+    for long in command.get_arguments().filter_map(clap::Arg::get_long) {
+        // A subcommand shares the daemon's environment only where it shares the daemon's files.
+        let applies = line.subcommand.is_none() || long == "subnet-file";
+        if !applies || NEVER.contains(&long) || line.named.contains(long) {
+            continue;
+        }
+        let variable = variable(long);
+        let Some(value) = env(&variable).filter(|value| !value.is_empty()) else { continue };
+        let token = argv::flag(OsStr::new(long), Some(OsStr::new(&value)));
+        if line.subcommand.is_none() {
+            // Tried alone: one bad variable must not take the good ones with it.
+            let alone = [OsString::from("flanneld"), token.clone()];
+            if let Err(error) = root.clone().try_get_matches_from(alone) {
+                warnings.push(ignored(&variable, &value, &error));
+                continue;
+            }
+        }
+        line.args.insert(line.flags_at, token);
+    }
+    warnings
+}
+
+/// `iface-regex` is `FLANNELD_IFACE_REGEX`.
+fn variable(long: &str) -> String {
+    format!("FLANNELD_{}", long.to_ascii_uppercase().replace('-', "_"))
+}
+
+fn ignored(variable: &str, value: &str, error: &clap::Error) -> String {
+    use std::error::Error as _;
+    let reason = error.source().map_or_else(|| "not a value this flag takes".to_owned(), ToString::to_string);
+    format!("environment variable {variable}={} is ignored: {reason}; correct it or unset it", excerpt(value))
+}
+
+/// Adds what the environment says about where we run.
+pub(super) fn identify(
+    args: DaemonArgs,
+    env: &impl Fn(&str) -> Option<String>,
+    warnings: &mut Vec<String>,
+) -> Run {
+    let get = |name: &str| env(name).filter(|value| !value.is_empty());
+    if let Some(depth) = get("EVENT_QUEUE_DEPTH")
+        && !depth.parse::<u32>().is_ok_and(|depth| depth > 0)
+    {
+        warnings.push(format!(
+            "environment variable EVENT_QUEUE_DEPTH={} is not a whole number above 0; it has no effect here, so unset it",
+            excerpt(&depth)
+        ));
+    }
+    Run {
+        args,
+        node_name: get("NODE_NAME"),
+        pod: get("POD_NAME")
+            .zip(get("POD_NAMESPACE"))
+            .map(|(name, namespace)| PodIdentity { name, namespace }),
+        continue_when_cache_not_ready: get("CONT_WHEN_CACHE_NOT_READY").is_some_and(|value| value == "true"),
+    }
+}

@@ -1,0 +1,182 @@
+//! net-conf.json: flannel's network configuration.
+//!
+//! Read as Go's `encoding/json` reads it, because existing files rely on that: keys match in any
+//! case, a later duplicate wins, unknown keys pass. Unlike flannel we say so in a warning, and a
+//! value that cannot work is an error here rather than a strange network later.
+
+mod error;
+mod json;
+mod object;
+#[cfg(test)]
+mod tests;
+
+use encap::{Prefix, SourceCheck};
+
+pub use error::{NetConfError, Warning};
+use json::Json;
+use object::Object;
+
+/// A network configuration that can be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConf {
+    /// `Network`, the IPv4 network of all pods; `None` with `EnableIPv4: false`.
+    pub network: Option<Prefix>,
+    /// `IPv6Network`, the IPv6 network of all pods; `None` without `EnableIPv6: true`.
+    pub ipv6_network: Option<Prefix>,
+    /// `EnableNFTables`: masquerade with nftables instead of iptables.
+    pub enable_nftables: bool,
+    /// `SourceCheck`: what to do with tunnel packets their sender may not send. Not in flannel.
+    pub source_check: SourceCheck,
+    /// `Backend`: how packets get from node to node.
+    pub backend: BackendConf,
+}
+
+/// How packets get from node to node, with the settings of that way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendConf {
+    /// Plain IP packets in UDP, through flannel0 and this process.
+    Udp {
+        /// UDP port of every node of the cluster: a lease does not carry it.
+        port: u16,
+    },
+}
+
+/// UDP port of flannel's UDP backend.
+const UDP_PORT: u16 = 8285;
+
+/// Values of `Backend.Type` that work here.
+const BUILT: &[&str] = &["udp"];
+/// Values flannel knows beside those.
+const NOT_BUILT: &[&str] =
+    &["vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc"];
+
+/// Largest file that is read; a real one has some hundred bytes.
+const MAX_BYTES: usize = 1 << 20;
+
+const KEYS: &[&str] = &[
+    "Network",
+    "IPv6Network",
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "SourceCheck",
+    "Backend",
+];
+const UDP_KEYS: &[&str] = &["Type", "Port"];
+
+impl NetConf {
+    /// Reads the text of a net-conf.json.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that keeps the configuration from working, by field, value and remedy.
+    pub fn parse(text: &str) -> Result<(Self, Vec<Warning>), NetConfError> {
+        if text.len() > MAX_BYTES {
+            return Err(NetConfError::TooLarge { bytes: text.len(), max: MAX_BYTES });
+        }
+        let json = Json::parse(text)?;
+        let mut warnings = Vec::new();
+        let root = Object::new("", &json, KEYS, &mut warnings)?;
+
+        let ipv4 = root.boolean("EnableIPv4")?.unwrap_or(true);
+        let ipv6 = root.boolean("EnableIPv6")?.unwrap_or(false);
+        if !ipv4 && !ipv6 {
+            return Err(NetConfError::NoFamily);
+        }
+        // Both are checked even when disabled: what is written should be right.
+        let network = root.network("Network", true)?;
+        let ipv6_network = root.network("IPv6Network", false)?;
+        ignore_etcd_settings(&root)?;
+        let backend = backend(&root, &mut warnings)?;
+
+        let conf = Self {
+            network: enabled(ipv4, network, "Network")?,
+            ipv6_network: enabled(ipv6, ipv6_network, "IPv6Network")?,
+            enable_nftables: root.boolean("EnableNFTables")?.unwrap_or(false),
+            source_check: source_check(&root)?,
+            backend,
+        };
+        Ok((conf, warnings))
+    }
+
+    /// The pod networks of the enabled families, IPv4 first.
+    pub fn networks(&self) -> Vec<Prefix> {
+        self.network.into_iter().chain(self.ipv6_network).collect()
+    }
+}
+
+impl BackendConf {
+    /// `Backend.Type`, as written in net-conf.json.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Udp { .. } => "udp",
+        }
+    }
+
+    /// The value of the `backend-type` annotation of a node that runs this backend. flannel's UDP
+    /// backend publishes an empty one.
+    pub fn annotation(&self) -> &'static str {
+        match self {
+            Self::Udp { .. } => "",
+        }
+    }
+}
+
+fn enabled(
+    enabled: bool,
+    network: Option<Prefix>,
+    key: &'static str,
+) -> Result<Option<Prefix>, NetConfError> {
+    match (enabled, network) {
+        (true, None) => Err(NetConfError::NetworkMissing { key }),
+        (true, network) => Ok(network),
+        (false, _) => Ok(None),
+    }
+}
+
+/// These share out subnets in etcd. With Nodes the cluster does that, so only their types matter:
+/// flannel refuses a file in which one is wrong.
+fn ignore_etcd_settings(root: &Object<'_>) -> Result<(), NetConfError> {
+    for key in ["SubnetLen", "IPv6SubnetLen"] {
+        root.integer(key, 0..=128)?;
+    }
+    for key in ["SubnetMin", "SubnetMax", "IPv6SubnetMin", "IPv6SubnetMax"] {
+        root.string(key, "an IP address in quotes")?;
+    }
+    Ok(())
+}
+
+fn source_check(root: &Object<'_>) -> Result<SourceCheck, NetConfError> {
+    let expected = r#""enforce", "count" or "off""#;
+    let Some(value) = root.string("SourceCheck", expected)? else { return Ok(SourceCheck::Enforce) };
+    match value.to_ascii_lowercase().as_str() {
+        "enforce" => Ok(SourceCheck::Enforce),
+        "count" => Ok(SourceCheck::Count),
+        "off" => Ok(SourceCheck::Off),
+        _ => Err(root.wrong_type("SourceCheck", expected)),
+    }
+}
+
+fn backend(root: &Object<'_>, warnings: &mut Vec<Warning>) -> Result<BackendConf, NetConfError> {
+    let Some(json) = root.raw("Backend") else { return Ok(BackendConf::Udp { port: UDP_PORT }) };
+    let object = Object::new("Backend", json, UDP_KEYS, warnings)?;
+    let name = object.string("Type", "the name of a backend in quotes, such as \"udp\"")?.unwrap_or_default();
+    match name.to_ascii_lowercase().as_str() {
+        "" => Err(NetConfError::BackendTypeMissing { built: BUILT }),
+        "udp" => {
+            // An int in flannel, so 0 stands for "not set" neither there nor here.
+            let port = object.integer("Port", 1..=u64::from(u16::MAX))?;
+            Ok(BackendConf::Udp { port: port.and_then(|port| u16::try_from(port).ok()).unwrap_or(UDP_PORT) })
+        }
+        known if NOT_BUILT.contains(&known) => {
+            Err(NetConfError::BackendNotBuilt { name: known.to_owned(), built: BUILT })
+        }
+        _ => Err(NetConfError::BackendUnknown { value: name.to_owned(), built: BUILT }),
+    }
+}

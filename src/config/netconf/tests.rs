@@ -1,0 +1,134 @@
+use super::*;
+
+fn ok(text: &str) -> (NetConf, Vec<String>) {
+    let (conf, warnings) = NetConf::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+    (conf, warnings.iter().map(ToString::to_string).collect())
+}
+
+fn error(text: &str) -> String {
+    NetConf::parse(text).map(|(conf, _)| panic!("{text}: {conf:?}")).unwrap_err().to_string()
+}
+
+#[test]
+fn the_least_is_a_network_and_means_udp() {
+    let (conf, warnings) = ok(r#"{"Network": "10.244.0.0/16"}"#);
+    assert_eq!(conf.network, Some("10.244.0.0/16".parse().unwrap()));
+    assert_eq!(conf.ipv6_network, None);
+    assert_eq!(conf.backend, BackendConf::Udp { port: 8285 });
+    assert_eq!((conf.backend.name(), conf.backend.annotation()), ("udp", ""));
+    assert_eq!(conf.source_check, SourceCheck::Enforce);
+    assert!(!conf.enable_nftables);
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn keys_in_any_case_at_every_level_and_unknown_keys_pass_with_a_warning() {
+    let (conf, warnings) =
+        ok(r#"{"network": "10.244.0.0/16", "enableNFtables": true, "comment": 1, "Netwrok": "",
+            "BACKEND": {"type": "UDP", "PORT": 8286, "vni": 1}, "sourcecheck": "Count"}"#);
+    assert_eq!(conf.backend, BackendConf::Udp { port: 8286 });
+    assert!(conf.enable_nftables);
+    assert_eq!(conf.source_check, SourceCheck::Count);
+    assert_eq!(
+        warnings,
+        [
+            r#"key "comment" is unknown and ignored; remove it"#,
+            r#"key "Netwrok" is unknown and ignored; did you mean Network?"#,
+            r#"key "Backend.vni" is unknown and ignored; remove it"#,
+        ]
+    );
+}
+
+/// As Go: whichever comes last, not whichever is spelled exactly.
+#[test]
+fn of_duplicates_the_last_counts() {
+    let (conf, warnings) = ok(r#"{"Network": "10.1.0.0/16", "network": "10.2.0.0/16"}"#);
+    assert_eq!(conf.network, Some("10.2.0.0/16".parse().unwrap()));
+    assert_eq!(
+        warnings,
+        [r#"key "Network" is given more than once, and the last one counts; remove the others"#]
+    );
+}
+
+#[test]
+fn dual_stack_and_ipv6_only() {
+    let (conf, _) = ok(
+        r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "2001:cafe:42::/56", "SubnetLen": 24,
+            "SubnetMin": "10.244.1.0", "IPv6SubnetLen": 64}"#,
+    );
+    assert_eq!(conf.networks(), ["10.244.0.0/16".parse().unwrap(), "2001:cafe:42::/56".parse().unwrap()]);
+
+    let (conf, _) = ok(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "2001:cafe:42::/56"}"#);
+    assert_eq!(conf.networks(), ["2001:cafe:42::/56".parse().unwrap()]);
+
+    let (conf, _) = ok(r#"{"Network": "10.244.0.0/16", "IPv6Network": "2001:cafe:42::/56"}"#);
+    assert_eq!(conf.ipv6_network, None, "a network of a family that is not enabled");
+}
+
+#[test]
+fn host_bits_and_null_are_taken_as_go_takes_them() {
+    let (conf, _) = ok(r#"{"Network": "10.244.1.2/16", "EnableIPv4": null, "SourceCheck": null}"#);
+    assert_eq!(conf.network, Some("10.244.0.0/16".parse().unwrap()));
+}
+
+#[test]
+fn each_error_names_field_value_and_remedy() {
+    for (text, want) in [
+        ("{Network: \"10.244.0.0/16\"}", &["line 1, column 2", "key must be a string", "correct it"][..]),
+        ("{\n \"Network\": \"10.244.0.0/16\",\n}", &["line 3, column 1", "trailing comma"]),
+        ("", &["line 1, column 0", "EOF"]),
+        ("{\"Network\": \"10.244.0.0/16\"} x", &["line 1, column 30", "trailing characters"]),
+        ("[]", &["the file's content is a list", "an object"]),
+        ("{}", &["Network is missing", "\"Network\": \"10.244.0.0/16\"", "EnableIPv4"]),
+        (r#"{"Backend": {"Type": "udp"}}"#, &["Network is missing"]),
+        (r#"{"Network": "10.244"}"#, &["Network", "10.244", "no prefix length", "10.244.0.0/16"]),
+        (r#"{"Network": "10.244.0.0/33"}"#, &["Network", "10.244.0.0/33", "0 to 32"]),
+        (r#"{"Network": 10}"#, &["Network is 10", "a prefix in quotes"]),
+        (r#"{"Network": "fd00::/56"}"#, &["Network is fd00::/56", "IPv4", "IPv6Network"]),
+        (r#"{"Network": "0.0.0.0/0"}"#, &["Network is 0.0.0.0/0", "every address", "10.244.0.0/16"]),
+        (r#"{"Network": "127.0.0.0/8"}"#, &["Network is 127.0.0.0/8", "loopback"]),
+        (r#"{"Network": "96.0.0.0/3"}"#, &["loopback"]),
+        (r#"{"Network": "224.0.0.0/8"}"#, &["multicast"]),
+        (r#"{"Network": "10.0.0.0/8", "EnableIPv6": true}"#, &["IPv6Network is missing", "EnableIPv6"]),
+        (r#"{"Network": "10.0.0.0/8", "EnableIPv6": "yes"}"#, &["EnableIPv6 is \"yes\"", "true or false"]),
+        (r#"{"Network": "10.0.0.0/8", "EnableIPv4": false}"#, &["EnableIPv4 is false", "set one of them"]),
+        (r#"{"Network": "10.0.0.0/8", "SubnetLen": "24"}"#, &["SubnetLen is \"24\"", "whole number"]),
+        (r#"{"Network": "10.0.0.0/8", "SourceCheck": "on"}"#, &["SourceCheck is \"on\"", "\"enforce\""]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": "udp"}"#, &["Backend is \"udp\"", "object in braces"]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": null}"#, &["Backend is null", "object in braces"]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {}}"#, &["Backend.Type is missing", "\"Type\": \"udp\""]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": 1}}"#, &["Backend.Type is 1", "\"udp\""]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "nosuch"}}"#, &["\"nosuch\"", "no backend", "udp"]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "VXLAN"}}"#, &["\"vxlan\"", "not built", "udp"]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "tencent-vpc"}}"#, &["not built"]),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 65536}}"#,
+            &["Backend.Port is 65536", "1 to 65535"],
+        ),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 0}}"#, &["Backend.Port is 0"]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": -1}}"#, &["Backend.Port is -1"]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 8285.5}}"#, &["Port is 8285.5"]),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": "8285"}}"#,
+            &["Backend.Port is \"8285\"", "without quotes"],
+        ),
+    ] {
+        let got = error(text);
+        for part in want {
+            assert!(got.contains(part), "{text}\n  gives: {got}\n  lacks: {part}");
+        }
+    }
+}
+
+#[test]
+fn input_is_bounded_in_size_and_depth() {
+    assert!(error(&" ".repeat(MAX_BYTES + 1)).contains("too many"));
+    assert!(error(&"[".repeat(100_000)).contains("recursion limit"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn nothing_panics(text in "\\PC{0,40}|\\{(\"(Network|Backend|Type|Port|x)\":(\"\\PC{0,8}\"|[0-9.]{1,5}|null|\\{\\}),?){0,4}\\}") {
+        let _ = NetConf::parse(&text).map_err(|e| e.to_string());
+    }
+}

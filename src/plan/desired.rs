@@ -1,0 +1,153 @@
+//! What the kernel should hold.
+
+use std::collections::BTreeSet;
+
+use encap::Prefix;
+use thiserror::Error;
+
+use super::{NetworkPair, Ruleset};
+
+/// Packets the kernel may queue on the tunnel device before it drops.
+///
+/// A TUN without offload hands over one packet per read, and a bulk TCP stream may have its whole window
+/// (6 MB by default, some 4,400 segments) in flight; the default of 500 loses a third of what shares the queue.
+/// The ring holds one pointer per packet, so this costs 80 kB.
+const TUNNEL_QUEUE_LEN: u32 = 10_000;
+
+/// The smallest MTU that IPv4 allows a link (RFC 791).
+const MIN_MTU: u32 = 68;
+
+/// Everything that decides the desired state and that does not come from the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intent {
+    /// Name of the tunnel device.
+    pub tunnel: String,
+    /// Bytes that the encapsulation adds to a packet: the tunnel's MTU is the external interface's less these.
+    pub overhead: u32,
+    /// Cluster networks: one route each, and stale addresses inside them are removed from the tunnel.
+    pub networks: Vec<Prefix>,
+    /// The node's own pod prefixes.
+    pub own_prefixes: Vec<Prefix>,
+    /// Masquerade pod traffic that leaves the cluster network (`--ip-masq`).
+    pub masquerade: Option<Masquerade>,
+    /// Accept forwarded pod traffic (`--iptables-forward-rules`).
+    pub forward: bool,
+}
+
+/// How to masquerade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Choose source ports at random, which avoids the conntrack insertion race of concurrent DNS queries.
+    pub fully_random: bool,
+}
+
+/// The tunnel device as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelSpec {
+    /// Device name.
+    pub name: String,
+    /// Largest inner packet, bytes.
+    pub mtu: u32,
+    /// Transmit queue, packets.
+    pub queue_len: u32,
+    /// Addresses, as host prefixes.
+    pub addresses: BTreeSet<Prefix>,
+    /// Destinations routed to the device in the main table.
+    pub routes: BTreeSet<Prefix>,
+    /// Addresses inside these that are not in `addresses` are left over from an earlier lease.
+    pub networks: Vec<Prefix>,
+}
+
+/// What the kernel should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The tunnel device with its addresses and routes.
+    pub tunnel: TunnelSpec,
+    /// Our firewall table; `None` when no rule is wanted.
+    pub firewall: Option<Ruleset>,
+}
+
+/// Why no desired state can be computed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// The encapsulation does not fit into the external interface's MTU.
+    #[error(
+        "external interface has MTU {external}, which leaves {} bytes for pods after {overhead} bytes of encapsulation: \
+         raise its MTU to at least {}",
+        .external.saturating_sub(*.overhead), MIN_MTU + .overhead
+    )]
+    MtuTooSmall {
+        /// MTU of the external interface, bytes.
+        external: u32,
+        /// Encapsulation, bytes.
+        overhead: u32,
+    },
+}
+
+/// Computes the desired state from the intent and the external interface's MTU in bytes.
+///
+/// As flannel does, the tunnel gets the base address of each own prefix, and one route covers each cluster network.
+pub fn desired(intent: &Intent, external_mtu: u32) -> Result<Desired, PlanError> {
+    let mtu = external_mtu
+        .checked_sub(intent.overhead)
+        .filter(|mtu| *mtu >= MIN_MTU)
+        .ok_or(PlanError::MtuTooSmall { external: external_mtu, overhead: intent.overhead })?;
+    let tunnel = TunnelSpec {
+        name: intent.tunnel.clone(),
+        mtu,
+        queue_len: TUNNEL_QUEUE_LEN,
+        addresses: intent.own_prefixes.iter().map(|own| Prefix::host(own.addr())).collect(),
+        routes: intent.networks.iter().copied().collect(),
+        networks: intent.networks.clone(),
+    };
+    Ok(Desired { tunnel, firewall: ruleset(intent) })
+}
+
+fn ruleset(intent: &Intent) -> Option<Ruleset> {
+    if intent.masquerade.is_none() && !intent.forward {
+        return None;
+    }
+    let pairs = intent.networks.iter().map(|cluster| NetworkPair {
+        cluster: *cluster,
+        node: intent.own_prefixes.iter().copied().find(|own| cluster.covers(own)),
+    });
+    Some(Ruleset { networks: pairs.collect(), masquerade: intent.masquerade, forward: intent.forward })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intent() -> Intent {
+        Intent {
+            tunnel: "flannel0".into(),
+            overhead: 28,
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
+            masquerade: Some(Masquerade { fully_random: true }),
+            forward: true,
+        }
+    }
+
+    #[test]
+    fn the_tunnel_is_as_flannel_makes_it() {
+        let tunnel = desired(&intent(), 1500).unwrap().tunnel;
+        assert_eq!(tunnel.mtu, 1472);
+        assert_eq!(tunnel.addresses, BTreeSet::from(["10.244.1.0/32".parse().unwrap()]));
+        assert_eq!(tunnel.routes, BTreeSet::from(["10.244.0.0/16".parse().unwrap()]));
+        assert!(tunnel.queue_len >= 4000);
+    }
+
+    #[test]
+    fn an_mtu_that_is_too_small_is_named_with_the_remedy() {
+        let error = desired(&intent(), 90).unwrap_err().to_string();
+        assert!(error.contains("MTU 90") && error.contains("at least 96"), "{error}");
+        assert!(desired(&intent(), 96).is_ok());
+    }
+
+    #[test]
+    fn no_rule_wanted_means_no_table() {
+        let quiet = Intent { masquerade: None, forward: false, ..intent() };
+        assert_eq!(desired(&quiet, 1500).unwrap().firewall, None);
+    }
+}
