@@ -11,9 +11,11 @@
 //! [`probe`] (what pods do to each other), [`suite`] (how a test file runs).
 
 pub mod daemon;
+pub mod handmade;
 pub mod lab;
 pub mod metrics;
 pub mod netns;
+pub mod node;
 pub mod nodes_file;
 pub mod probe;
 pub mod process;
