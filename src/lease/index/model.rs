@@ -174,8 +174,6 @@ fn check_invariants(snapshot: &Snapshot) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
     #[test]
     fn any_history_gives_what_the_model_gives(steps in proptest::collection::vec(step(), 1..40)) {
         let (mut index, mut model) = (index(), Model::default());
