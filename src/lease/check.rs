@@ -42,7 +42,6 @@ pub(super) enum Verdict {
 }
 
 pub(super) const POD_CIDR: &str = "spec.podCIDR";
-pub(super) const PUBLIC_IP: &str = "public-ip";
 const INTERNAL_IP: &str = "status.addresses";
 
 impl Fault {
@@ -138,6 +137,11 @@ fn public_ip(facts: &NodeFacts, networks: &[Prefix]) -> Result<IpAddr, Fault> {
         Some(kind) => Err(Fault::new(field, &ip.to_string(), Reason::UnusableAddress(kind))),
         None => Ok(ip),
     }
+}
+
+/// The field that a good candidate's public address was taken from.
+pub(super) fn address_field(facts: &NodeFacts) -> &'static str {
+    facts.annotations.public_address().ok().flatten().map_or(INTERNAL_IP, |(field, _)| field)
 }
 
 /// Why nothing can be sent to an address, if nothing can. IPv4 link-local addresses are let pass:

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use encap::{PeerId, Prefix};
 
+use super::annotation::name::PUBLIC_IP;
 use super::check::{self, Candidate, Fault, Verdict};
 use super::claims::Claims;
 use super::{Change, Lease, Mismatch, NodeFacts, OwnLease, Reason, Refusal, Snapshot};
@@ -273,7 +274,8 @@ impl LeaseIndex {
     fn obstacles(&self, name: &Arc<str>, candidate: &Candidate) -> Result<Vec<Arc<str>>, Fault> {
         let mut yielding = Vec::new();
         if let Some(ip) = candidate.public_ip {
-            let fault = |reason| Fault::new(check::PUBLIC_IP, &ip.to_string(), reason);
+            let field = self.nodes.get(name).map_or(PUBLIC_IP, |node| check::address_field(&node.facts));
+            let fault = |reason| Fault::new(field, &ip.to_string(), reason);
             if self.own_addresses.contains(&ip) {
                 return Err(fault(Reason::OwnAddress));
             }

@@ -4,6 +4,7 @@
 //! one immutable [`Snapshot`] per change; [`fib`] makes the forwarding table from that.
 
 pub mod annotation;
+mod caps;
 mod check;
 mod claims;
 pub mod fib;
@@ -15,7 +16,8 @@ pub mod subnet_env;
 
 use std::net::IpAddr;
 
-pub use annotation::{Annotations, LodenCaps};
+pub use annotation::Annotations;
+pub use caps::LodenCaps;
 pub use encap::PeerId;
 use encap::Prefix;
 pub use index::{IndexConfig, LeaseIndex};

@@ -91,7 +91,7 @@ fn each_claim(candidate: &Candidate) -> impl Iterator<Item = Candidate> {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Apply(NodeFacts),
+    Apply(Box<NodeFacts>),
     Delete(String),
     Reset(Vec<NodeFacts>),
 }
@@ -125,7 +125,7 @@ fn facts() -> impl Strategy<Value = NodeFacts> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => facts().prop_map(Step::Apply),
+        6 => facts().prop_map(|facts| Step::Apply(Box::new(facts))),
         2 => facts().prop_map(|facts| Step::Delete(facts.name)),
         1 => list().prop_map(Step::Reset),
     ]
@@ -183,7 +183,7 @@ proptest! {
             let change = match step {
                 Step::Apply(facts) => {
                     model.take(&facts);
-                    index.apply(facts)
+                    index.apply(*facts)
                 }
                 Step::Delete(name) => {
                     model.nodes.remove(&name);

@@ -300,9 +300,9 @@ fn on_a_reset_the_incumbent_keeps_then_the_older_then_the_name() {
     let mut index = index();
     assert_eq!(index.reset(vec![d.clone(), a.clone()]), added(1));
     assert_eq!(names(&index.snapshot()), ["a"]);
-    index.reset(vec![c.clone(), b.clone(), a.clone(), d.clone()]);
+    index.reset(vec![c.clone(), b.clone(), a, d.clone()]);
     assert_eq!(names(&index.snapshot()), ["a"]);
-    index.reset(vec![d.clone(), b.clone(), c.clone()]);
+    index.reset(vec![d.clone(), b.clone(), c]);
     assert_eq!(names(&index.snapshot()), ["c"]);
     index.reset(vec![d, b]);
     assert_eq!(names(&index.snapshot()), ["b"]);
