@@ -167,10 +167,14 @@ impl fmt::Display for Reason {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "node {}: {}", excerpt(&self.node), self.field)?;
-        if !self.value.is_empty() {
-            write!(f, " {}", excerpt(&self.value))?;
+        match (&self.reason, self.value.as_str()) {
+            // What the value's own parser says names the value and the remedy already.
+            (Reason::BadPodCidr(why) | Reason::BadAddress(why) | Reason::BadCapabilities(why), _) => {
+                write!(f, ": {why}")?;
+            }
+            (reason, "") => write!(f, " {reason}; {}", reason.remedy())?,
+            (reason, value) => write!(f, " {} {reason}; {}", excerpt(value), reason.remedy())?,
         }
-        write!(f, " {}; {}", self.reason, self.reason.remedy())?;
         f.write_str(if self.kept { " (its previous lease stays in force)" } else { " (it has no lease)" })
     }
 }
