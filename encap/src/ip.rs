@@ -1,5 +1,6 @@
 //! A view of an IP packet: checked once, then getters that cannot fail.
 
+use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use etherparse::{IpAuthHeaderSlice, Ipv6FragmentHeaderSlice, Ipv6RawExtHeaderSlice, ip_number};
 
@@ -26,6 +27,15 @@ impl Family {
     #[must_use]
     pub const fn of(addr: IpAddr) -> Self {
         if addr.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
     }
 }
 
@@ -256,33 +266,34 @@ impl<'a> IpPacket<'a> {
     }
 }
 
-fn follow_extensions(first: u8, mut rest: &[u8]) -> Result<Transport<'_>, u8> {
-    let mut protocol = first;
-    for _ in 0..=MAX_EXTENSIONS {
-        let (next, len) = match etherparse::IpNumber(protocol) {
+fn follow_extensions(first: u8, payload: &[u8]) -> Result<Transport<'_>, u8> {
+    let (mut protocol, mut rest) = (first, payload);
+    let mut followed = 0;
+    loop {
+        let (next, len, fragment_offset) = match etherparse::IpNumber(protocol) {
             ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS => {
                 let header = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| protocol)?;
-                (header.next_header(), header.slice().len())
+                (header.next_header(), header.slice().len(), 0)
             }
             ip_number::AUTH => {
                 let header = IpAuthHeaderSlice::from_slice(rest).map_err(|_| protocol)?;
-                (header.next_header(), header.slice().len())
+                (header.next_header(), header.slice().len(), 0)
             }
             ip_number::IPV6_FRAG => {
                 let header = Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| protocol)?;
-                let fragment_offset = header.fragment_offset().value();
-                if fragment_offset != 0 {
-                    let payload = rest.get(header.slice().len()..).unwrap_or_default();
-                    return Ok(Transport { protocol: header.next_header().0, fragment_offset, payload });
-                }
-                (header.next_header(), header.slice().len())
+                (header.next_header(), header.slice().len(), header.fragment_offset().value())
             }
             _ => return Ok(Transport { protocol, fragment_offset: 0, payload: rest }),
         };
-        protocol = next.0;
-        rest = rest.get(len..).unwrap_or_default();
+        if followed == MAX_EXTENSIONS {
+            return Err(protocol);
+        }
+        followed += 1;
+        (protocol, rest) = (next.0, rest.get(len..).unwrap_or_default());
+        if fragment_offset != 0 {
+            return Ok(Transport { protocol, fragment_offset, payload: rest });
+        }
     }
-    Err(protocol)
 }
 
 /// The IPv4 address at `at`, a constant offset inside the header.

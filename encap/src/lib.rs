@@ -18,17 +18,26 @@
 extern crate alloc;
 
 pub mod drop;
+pub mod ethernet;
 pub mod fib;
 pub mod forward;
 pub mod icmp;
 pub mod ip;
 pub mod mac;
+pub mod mtu;
 pub mod prefix;
+pub mod udp;
+pub mod vni;
+pub mod vxlan;
 
 pub use drop::DropReason;
+pub use ethernet::{EthernetError, EthernetHeader};
 pub use fib::{Fib, FibBuilder, FibDelta, NextHop, Owner, PeerCaps, PeerId};
 pub use forward::{Inbound, Outbound, SourceCheck, inbound, outbound};
 pub use icmp::{IcmpCause, RateLimit};
-pub use ip::{IpError, IpPacket};
+pub use ip::{Family, IpError, IpPacket, Transport};
 pub use mac::{MacAddr, MacError};
+pub use mtu::{Encapsulation, MtuError};
 pub use prefix::{Prefix, PrefixError};
+pub use vni::{Vni, VniError};
+pub use vxlan::{InnerFrame, VxlanError};
