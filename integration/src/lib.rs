@@ -1,1 +1,22 @@
-//! Network namespaces, topologies and probes for tests and the demo.
+//! The lab: private network namespaces with nodes, pods and a real `flanneld` in each node.
+//!
+//! ```text
+//!  pod n1.a ── cni0 ─┐ node n1             node n2 ┌─ cni0 ── pod n2.a
+//!  pod n1.b ── cni0 ─┤ flanneld           flanneld ├─ cni0 ── pod n2.b
+//!                    └ eth0 ──── br0 (switch) ──── eth0 ┘
+//! ```
+//!
+//! Read in this order: [`lab`] (what this process may do), [`netns`] (a namespace is a file descriptor, so nothing
+//! outlives the process, however it ends), [`topology`] (the picture above), [`daemon`] (one flanneld),
+//! [`probe`] (what pods do to each other), [`suite`] (how a test file runs).
+
+pub mod daemon;
+pub mod lab;
+pub mod metrics;
+pub mod netns;
+pub mod nodes_file;
+pub mod probe;
+pub mod process;
+pub mod suite;
+pub mod topology;
+pub mod wait;

@@ -1,0 +1,74 @@
+# `make` alone lists the verbs. PROFILE=release tests what is shipped instead of the debug build.
+PROFILE ?= dev
+PREFIX ?= /usr/local
+IMAGE ?= loden:latest
+CARGO ?= cargo
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BUILD = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+# Networks are built by root, or by anyone to whom the kernel gives a user namespace and /dev/net/tun; others need sudo.
+SUDO = $(shell [ "$$(id -u)" = 0 ] || { unshare -Urn true && [ -w /dev/net/tun ]; } 2>/dev/null || command -v sudo)
+FLANNELD = FLANNELD_BIN=$(abspath $(BUILD)/flanneld)
+AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = ["$(SUDO)", "env", "$(FLANNELD)"]')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what demo and test need and this machine lacks
+	@integration/setup.sh
+
+demo: PROFILE = release
+demo: setup ## three nodes, a real flanneld in each, and a table of what held
+	$(CARGO) build --release -p loden --bin flanneld -p integration --bin demo
+	@$(SUDO) env $(FLANNELD) $(BUILD)/demo
+
+test: setup ## everything: unit, property, fuzz replay, networks in namespaces
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld
+	$(FLANNELD) $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast $(AS_ROOT)
+
+unit: setup ## tests that need no network
+	$(CARGO) test --profile $(PROFILE) --workspace --exclude integration --no-fail-fast
+
+integration: setup ## a real flanneld in real networks; T=repair runs one file
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld
+	$(FLANNELD) $(CARGO) test --profile $(PROFILE) -p integration --no-fail-fast $(AS_ROOT) $(if $(T),--test $(T))
+
+fuzz-replay: ## every input the fuzzers ever found, once
+	$(CARGO) test --profile $(PROFILE) -p encap fuzz_replay
+
+check: ## does it compile
+	$(CARGO) check --workspace --all-targets
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+lint: ## formatting, clippy and documentation, warnings are errors
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+
+bench: setup ## nanoseconds per packet and per lookup
+	$(CARGO) bench -p loden
+
+cover: setup ## line coverage of the tests that need no network, as HTML
+	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || { echo 'cover needs cargo-llvm-cov: cargo install cargo-llvm-cov'; exit 1; }
+	$(CARGO) llvm-cov --workspace --exclude integration --html
+
+image: ## build the container image with docker, podman or buildah
+	@tool=$$(command -v docker || command -v podman || command -v buildah) || { echo 'image needs docker, podman or buildah, and none is installed'; exit 1; }; \
+	set -x; "$$tool" build -f manifests/Dockerfile -t $(IMAGE) .
+
+install: ## flanneld into PREFIX/bin (/usr/local)
+	$(CARGO) build --release -p loden --bin flanneld
+	install -D -m 0755 $(TARGET)/release/flanneld $(DESTDIR)$(PREFIX)/bin/flanneld
+
+cleanup: ## remove what a stopped flanneld left in this machine's kernel
+	$(CARGO) build --release -p loden --bin flanneld
+	$(TARGET)/release/flanneld cleanup
+
+clean: ## remove everything that was built
+	$(CARGO) clean

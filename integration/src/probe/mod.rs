@@ -1,0 +1,12 @@
+//! What pods, nodes and strangers do to each other, in plain Rust: no tool's output is parsed to learn a result.
+
+pub mod bulk;
+pub mod capture;
+pub mod http;
+pub mod icmp;
+pub mod loss;
+pub mod netexec;
+pub mod packet;
+pub mod reach;
+mod sockopt;
+pub mod udp;

@@ -1,0 +1,94 @@
+//! Who reaches whom, one question each and no second try.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Result, ensure};
+
+use super::http;
+use super::udp;
+use crate::netns::Netns;
+use crate::topology::{Cluster, Node, Pod};
+
+/// One place that asks.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// A pod, known by its own address everywhere.
+    Pod(&'a Pod),
+    /// A process in the node's own network.
+    Node(&'a Node),
+}
+
+impl<'a> Source<'a> {
+    /// Its name.
+    pub fn name(&self) -> &'a str {
+        match self {
+            Self::Pod(pod) => pod.name(),
+            Self::Node(node) => node.name(),
+        }
+    }
+
+    /// Its namespace.
+    pub fn ns(&self) -> &'a Netns {
+        match self {
+            Self::Pod(pod) => pod.ns(),
+            Self::Node(node) => node.ns(),
+        }
+    }
+
+    /// The address `to` must see it come from. A node reaches its own pods from `cni0`, others from flannel0.
+    pub fn seen_by(&self, to: &Pod) -> Ipv4Addr {
+        match self {
+            Self::Pod(pod) => pod.ip(),
+            Self::Node(node) if node.name() == to.node() => node.pod_address(1),
+            Self::Node(node) => node.pod_address(0),
+        }
+    }
+
+    /// The name of the node it runs on.
+    pub fn node(&self) -> &'a str {
+        match self {
+            Self::Pod(pod) => pod.node(),
+            Self::Node(node) => node.name(),
+        }
+    }
+
+    /// Whether the way to `to` leads through the tunnel.
+    pub fn is_remote(&self, to: &Pod) -> bool {
+        self.node() != to.node()
+    }
+}
+
+/// Asks `to` over UDP and over HTTP who it is and where the question came from.
+///
+/// # Errors
+/// When an answer is missing, comes from another pod, or shows a translated source address.
+pub fn check(from: Source<'_>, to: &Pod) -> Result<()> {
+    let seen = from.seen_by(to);
+    for question in ["hostname", "clientip"] {
+        let over_udp = udp::ask(from.ns(), to.ip(), question.as_bytes())?;
+        let over_http = http::get(from.ns(), to.ip(), &format!("/{question}"))?;
+        for (protocol, answer) in [("UDP", String::from_utf8_lossy(&over_udp)), ("HTTP", over_http.into())] {
+            let (expected, given) = match question {
+                "hostname" => (to.name().to_owned(), answer.as_ref()),
+                _ => (seen.to_string(), answer.rsplit_once(':').map_or(answer.as_ref(), |(ip, _)| ip)),
+            };
+            ensure!(
+                given == expected,
+                "{} asked {} for its {question} over {protocol}: `{given}`, expected `{expected}`",
+                from.name(),
+                to.name()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Every ordered pair of distinct pods, then every node with every pod.
+pub fn pairs(cluster: &Cluster) -> impl Iterator<Item = (Source<'_>, &Pod)> {
+    let pods = cluster.pods().flat_map(|from| {
+        cluster.pods().filter(move |to| to.name() != from.name()).map(move |to| (Source::Pod(from), to))
+    });
+    let nodes =
+        cluster.nodes().iter().flat_map(|node| cluster.pods().map(move |to| (Source::Node(node), to)));
+    pods.chain(nodes)
+}

@@ -1,0 +1,577 @@
+//! Nodes, pods and the wire between them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::daemon::{self, Daemon, Launch};
+use crate::lab;
+use crate::netns::Netns;
+use crate::nodes_file::{FileFeed, LeaseFeed, NodeManifest};
+use crate::probe::netexec::Netexec;
+use crate::process::NsCommand;
+
+/// The switch's own address, and every node's default gateway.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
+
+/// How the underlay treats packets larger than its MTU that the kernel has not cut up yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// veth's default: large segments pass whole, as between guests of one host.
+    PassThrough,
+    /// Segments are cut before the wire and merged after it, as with a network card that offloads nothing. What a
+    /// capture sees is what a cable would carry.
+    Segmented,
+}
+
+/// What a cluster is made of; see [`Cluster::builder`].
+#[derive(Debug, Clone)]
+pub struct Builder {
+    nodes: u8,
+    pods_per_node: u8,
+    mtu: u32,
+    wire: Wire,
+    backend: String,
+    launch: fn(Launch) -> Launch,
+}
+
+impl Builder {
+    /// How many nodes, at most 250.
+    #[must_use]
+    pub fn nodes(mut self, count: u8) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// How many pods each node carries, at most 20.
+    #[must_use]
+    pub fn pods_per_node(mut self, count: u8) -> Self {
+        self.pods_per_node = count;
+        self
+    }
+
+    /// MTU of the underlay, bytes.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
+    /// How the underlay treats large segments.
+    #[must_use]
+    pub fn wire(mut self, wire: Wire) -> Self {
+        self.wire = wire;
+        self
+    }
+
+    /// The `Backend` object of net-conf.json, as JSON.
+    #[must_use]
+    pub fn backend(mut self, json: &str) -> Self {
+        json.clone_into(&mut self.backend);
+        self
+    }
+
+    /// Changes every daemon's command line.
+    #[must_use]
+    pub fn launch(mut self, change: fn(Launch) -> Launch) -> Self {
+        self.launch = change;
+        self
+    }
+
+    /// Builds the nodes and the wire, without pods and with no daemon running.
+    ///
+    /// # Errors
+    /// When the lab was not entered, or the kernel refuses a part.
+    pub fn build(self) -> Result<Cluster> {
+        let dir = lab::fresh_dir("cluster")?;
+        let net_conf = format!("{{\"Network\": \"{NETWORK}\", \"Backend\": {}}}\n", self.backend);
+        std::fs::write(dir.join("net-conf.json"), net_conf)?;
+        let switch = Netns::new("switch")?;
+        switch.ip(&format!(
+            "link add br0 mtu {mtu} type bridge\naddr add {GATEWAY}/24 dev br0\n\
+             addr add fd00:77::fe/64 dev br0\nlink set br0 up",
+            mtu = self.mtu
+        ))?;
+        let feed = Box::new(FileFeed::new(dir.join("nodes.yaml")));
+        let count = self.nodes;
+        let mut cluster = Cluster { spec: self, dir, switch, feed, nodes: Vec::new(), ports: 0 };
+        for _ in 0..count {
+            cluster.add_node()?;
+        }
+        cluster.publish()?;
+        Ok(cluster)
+    }
+
+    /// Builds everything, starts a daemon in each node, waits until all are ready, then attaches the pods with the
+    /// MTU that subnet.env asks for, as a CNI plugin would.
+    ///
+    /// # Errors
+    /// As [`Builder::build`], and when a daemon does not become ready.
+    pub fn start(self) -> Result<Cluster> {
+        let mut cluster = self.build()?;
+        cluster.start_daemons()?;
+        cluster.attach_pods()?;
+        Ok(cluster)
+    }
+}
+
+/// The cluster network of every lab cluster.
+pub const NETWORK: &str = "10.244.0.0/16";
+
+/// A switch with nodes on it.
+pub struct Cluster {
+    spec: Builder,
+    dir: PathBuf,
+    switch: Netns,
+    feed: Box<dyn LeaseFeed>,
+    nodes: Vec<Node>,
+    ports: u32,
+}
+
+impl Cluster {
+    /// Three nodes with two pods each on an underlay of MTU 1500, UDP backend, unless told otherwise.
+    pub fn builder() -> Builder {
+        Builder {
+            nodes: 3,
+            pods_per_node: 2,
+            mtu: 1500,
+            wire: Wire::PassThrough,
+            backend: "{\"Type\": \"udp\"}".to_owned(),
+            launch: |launch| launch,
+        }
+    }
+
+    /// All nodes, in the order they joined.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.name == name).with_context(|| format!("no node {name}"))
+    }
+
+    /// The node of that name, to start and stop its daemon.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
+        self.nodes.iter_mut().find(|node| node.name == name).with_context(|| format!("no node {name}"))
+    }
+
+    /// All pods of all nodes.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> + Clone {
+        self.nodes.iter().flat_map(|node| &node.pods)
+    }
+
+    /// The pod of that name, such as `n1.a`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.pods().find(|pod| pod.name == name).with_context(|| format!("no pod {name}"))
+    }
+
+    /// The namespace of the underlay's bridge.
+    pub fn switch(&self) -> &Netns {
+        &self.switch
+    }
+
+    /// The directory that holds net-conf.json, the nodes file and each node's run files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file feed's own file.
+    pub fn nodes_file(&self) -> FileFeed {
+        FileFeed::new(self.dir.join("nodes.yaml"))
+    }
+
+    /// Replaces the source of leases, for daemons started from now on.
+    pub fn use_feed(&mut self, feed: Box<dyn LeaseFeed>) {
+        self.feed = feed;
+    }
+
+    /// What the feed says when it tells the truth.
+    pub fn manifests(&self) -> Vec<NodeManifest> {
+        self.nodes.iter().map(Node::manifest).collect()
+    }
+
+    /// Tells the feed who the nodes are.
+    ///
+    /// # Errors
+    /// When the feed cannot be changed.
+    pub fn publish(&mut self) -> Result<()> {
+        let manifests = self.manifests();
+        self.feed.publish(&manifests)
+    }
+
+    /// Tells the feed something else: that a node has left, changed or claims what is not its own.
+    ///
+    /// # Errors
+    /// When the feed cannot be changed.
+    pub fn publish_only(&mut self, manifests: &[NodeManifest]) -> Result<()> {
+        self.feed.publish(manifests)
+    }
+
+    /// Plugs a new host into the switch: a namespace with `eth0`, and nothing else.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn plug(&mut self, name: &str, address: Ipv4Addr) -> Result<Netns> {
+        let ns = Netns::new(name)?;
+        self.ports += 1;
+        let (port, mtu) = (format!("port{}", self.ports), self.spec.mtu);
+        let last = address.octets()[3];
+        self.switch.ip(&format!(
+            "link add {port} mtu {mtu} type veth peer name eth0 netns {path}\nlink set {port} master br0 up",
+            path = ns.path()
+        ))?;
+        ns.ip(&format!(
+            "link set eth0 mtu {mtu} up\naddr add {address}/24 dev eth0\naddr add fd00:77::{last:x}/64 dev eth0\n\
+             route add default via {GATEWAY}"
+        ))?;
+        if self.spec.wire == Wire::Segmented {
+            for (side, device) in [(&ns, "eth0"), (&self.switch, port.as_str())] {
+                side.command("ethtool")
+                    .args([
+                        "-K",
+                        device,
+                        "gso",
+                        "off",
+                        "tso",
+                        "off",
+                        "gro",
+                        "on",
+                        "tx-udp-segmentation",
+                        "off",
+                    ])
+                    .run()?;
+            }
+        }
+        Ok(ns)
+    }
+
+    /// Adds the next node to the wire. No daemon runs in it, it has no pods, and the feed does not know it yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_node(&mut self) -> Result<&mut Node> {
+        let number = self.nodes.last().map_or(1, |last| last.number + 1);
+        ensure!(number < 251, "the underlay has room for 250 nodes");
+        let name = format!("n{number}");
+        let address = Ipv4Addr::new(192, 168, 77, number);
+        let ns = self.plug(&name, address)?;
+        ns.sysctl("net/ipv4/ip_forward", "1")?;
+        ns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        let dir = self.dir.join(&name);
+        std::fs::create_dir(&dir)?;
+        let gateway = Ipv4Addr::new(10, 244, number, 1);
+        ns.ip(&format!("link add cni0 type bridge\naddr add {gateway}/24 dev cni0\nlink set cni0 up"))?;
+        self.nodes.push(Node { name, number, ns, dir, pods: Vec::new(), daemon: None });
+        self.nodes.last_mut().context("the node just added")
+    }
+
+    /// Takes a node off the wire with everything in it. The feed is not told.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn remove_node(&mut self, name: &str) -> Result<()> {
+        let at = self
+            .nodes
+            .iter()
+            .position(|node| node.name == name)
+            .with_context(|| format!("no node {name}"))?;
+        drop(self.nodes.remove(at));
+        Ok(())
+    }
+
+    /// The daemon's command line for a node, as the lab runs it.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn launch(&self, name: &str) -> Result<Launch> {
+        let node = self.node(name)?;
+        let mut launch = Launch::new(node.ns.clone(), &node.dir);
+        let feed = self.feed.daemon_args(name);
+        let mut feed = feed.iter();
+        while let Some(flag) = feed.next() {
+            let value = feed.next().context("a feed gives flags with values")?;
+            launch = launch.set(&flag.to_string_lossy(), value);
+        }
+        let launch = launch
+            .set("--net-config-path", self.dir.join("net-conf.json"))
+            .set("--subnet-file", node.subnet_file())
+            .set("--iface", "eth0")
+            .flag("--ip-masq")
+            .set("--healthz-ip", "127.0.0.1")
+            .set("--healthz-port", "8081")
+            .env("NODE_NAME", &node.name);
+        Ok((self.spec.launch)(launch))
+    }
+
+    /// Starts the daemon of one node and does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_daemon(&mut self, name: &str) -> Result<()> {
+        let daemon = self.launch(name)?.spawn()?;
+        self.node_mut(name)?.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Starts every daemon at once, waits until all are ready, and says how long each took from its exec.
+    ///
+    /// # Errors
+    /// When one cannot be started or does not become ready.
+    pub fn start_daemons(&mut self) -> Result<Vec<Duration>> {
+        let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
+        for name in &names {
+            self.start_daemon(name)?;
+        }
+        self.nodes.iter_mut().map(|node| node.daemon_mut()?.wait_ready()).collect()
+    }
+
+    /// Attaches pods to every node that has none, with the MTU of its subnet.env.
+    ///
+    /// # Errors
+    /// When subnet.env is missing or the kernel refuses.
+    pub fn attach_pods(&mut self) -> Result<()> {
+        let count = self.spec.pods_per_node;
+        for node in self.nodes.iter_mut().filter(|node| node.pods.is_empty()) {
+            let mtu = node.subnet_env("FLANNEL_MTU")?.parse()?;
+            node.attach_pods(count, mtu)?;
+        }
+        Ok(())
+    }
+
+    /// Pods and plain routes between the nodes instead of an overlay: the same path without us.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn route_without_overlay(&mut self) -> Result<()> {
+        let (count, mtu) = (self.spec.pods_per_node, self.spec.mtu);
+        let peers: Vec<(u8, Ipv4Addr)> =
+            self.nodes.iter().map(|node| (node.number, node.address())).collect();
+        for node in &mut self.nodes {
+            node.attach_pods(count, mtu)?;
+            for (number, via) in peers.iter().filter(|(number, _)| *number != node.number) {
+                node.ns.ip(&format!("route add 10.244.{number}.0/24 via {via}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every daemon's log, for a test that failed.
+    pub fn logs(&self) -> String {
+        let mut out = String::new();
+        for node in &self.nodes {
+            if let Ok(log) = std::fs::read_to_string(node.dir.join("flanneld.log")) {
+                out.push_str(&format!("--- flanneld in {}\n{log}", node.name));
+            }
+        }
+        out
+    }
+}
+
+/// One node: a namespace with `eth0` on the switch, `cni0` for its pods, and maybe a daemon.
+pub struct Node {
+    name: String,
+    number: u8,
+    ns: Netns,
+    dir: PathBuf,
+    pods: Vec<Pod>,
+    daemon: Option<Daemon>,
+}
+
+impl Node {
+    /// `n1`, `n2`, ...
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    pub fn ns(&self) -> &Netns {
+        &self.ns
+    }
+
+    /// Its address on the underlay.
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, 77, self.number)
+    }
+
+    /// Its IPv6 address on the underlay.
+    pub fn address6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(self.number))
+    }
+
+    /// Address `last` of its pod network; 0 is flannel0's own.
+    pub fn pod_address(&self, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, self.number, last)
+    }
+
+    /// Its pod network.
+    pub fn pod_cidr(&self) -> String {
+        format!("{}/24", self.pod_address(0))
+    }
+
+    /// Its pods.
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// Where its run files and log are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The Node object of it.
+    pub fn manifest(&self) -> NodeManifest {
+        NodeManifest {
+            name: self.name.clone(),
+            pod_cidrs: vec![self.pod_cidr()],
+            internal_ips: vec![IpAddr::V4(self.address())],
+            annotations: Vec::new(),
+        }
+    }
+
+    /// The file its daemon writes for the CNI plugin, in a directory that the daemon makes.
+    pub fn subnet_file(&self) -> PathBuf {
+        self.dir.join("flannel/subnet.env")
+    }
+
+    /// One value of subnet.env.
+    ///
+    /// # Errors
+    /// When the file or the key is missing.
+    pub fn subnet_env(&self, key: &str) -> Result<String> {
+        let path = self.subnet_file();
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .map(str::to_owned)
+            .with_context(|| format!("no {key} in subnet.env:\n{text}"))
+    }
+
+    /// Its daemon.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn daemon(&self) -> Result<&Daemon> {
+        self.daemon.as_ref().with_context(|| format!("no daemon runs in {}", self.name))
+    }
+
+    /// Its daemon.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn daemon_mut(&mut self) -> Result<&mut Daemon> {
+        self.daemon.as_mut().with_context(|| format!("no daemon runs in {}", self.name))
+    }
+
+    /// A `flanneld` subcommand aimed at this node's run files, as an operator on the node would type it.
+    ///
+    /// # Errors
+    /// When there is no binary.
+    pub fn flanneld(&self, subcommand: &[&str]) -> Result<NsCommand> {
+        let command = self.ns.command(daemon::binary()?).args(subcommand);
+        Ok(command.arg("--subnet-file").arg(self.subnet_file()))
+    }
+
+    /// Stops its daemon with a signal; says how it ended and how long that took.
+    ///
+    /// # Errors
+    /// When none runs, or it does not end.
+    pub fn stop_daemon(&mut self, signal: Signal) -> Result<(std::process::ExitStatus, Duration)> {
+        match self.daemon.take() {
+            Some(daemon) => daemon.stop(signal),
+            None => bail!("no daemon runs in {}", self.name),
+        }
+    }
+
+    /// Attaches pods to `cni0`, with links of `mtu` bytes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_pods(&mut self, count: u8, mtu: u32) -> Result<()> {
+        for index in 0..count {
+            let letter = char::from(b'a' + index);
+            let name = format!("{}.{letter}", self.name);
+            let ns = Netns::new(name.clone())?;
+            let ip = self.pod_address(10 + index);
+            self.ns.ip(&format!(
+                "link add veth{letter} mtu {mtu} type veth peer name eth0 netns {path}\n\
+                 link set veth{letter} master cni0 up",
+                path = ns.path()
+            ))?;
+            ns.ip(&format!(
+                "link set eth0 mtu {mtu} up\naddr add {ip}/24 dev eth0\nroute add default via {gateway}",
+                gateway = self.pod_address(1)
+            ))?;
+            let server = Netexec::start(&ns, &name)?;
+            self.pods.push(Pod { name, node: self.name.clone(), ns, ip, mtu, _server: server });
+        }
+        Ok(())
+    }
+
+    /// Attributes of one of its links as `ip -details link show` prints them; none when there is no such link.
+    ///
+    /// # Errors
+    /// When `ip` cannot be run.
+    pub fn link(&self, device: &str) -> Result<Option<String>> {
+        let shown =
+            self.ns.command("ip").args(["-oneline", "-details", "link", "show", "dev", device]).output()?;
+        Ok(shown.status.success().then(|| String::from_utf8_lossy(&shown.stdout).into_owned()))
+    }
+
+    /// Whether `nft list tables` shows our table.
+    ///
+    /// # Errors
+    /// When `nft` cannot be run.
+    pub fn has_firewall(&self) -> Result<bool> {
+        Ok(self.ns.command("nft").args(["list", "tables"]).run()?.contains("table inet loden"))
+    }
+}
+
+/// One pod: a namespace behind `cni0`, with a [`Netexec`] server in it.
+pub struct Pod {
+    name: String,
+    node: String,
+    ns: Netns,
+    ip: Ipv4Addr,
+    mtu: u32,
+    _server: Netexec,
+}
+
+impl Pod {
+    /// `n1.a`, `n1.b`, ...
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Its namespace.
+    pub fn ns(&self) -> &Netns {
+        &self.ns
+    }
+
+    /// Its address.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
+    /// The MTU of its link, bytes.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+}
