@@ -240,10 +240,16 @@ proptest! {
 
     #[test]
     fn nodes_that_do_not_clash_may_come_in_any_order(list in list(), swaps in proptest::collection::vec(any::<(Index, Index)>(), 0..8)) {
+        // Whoever was refused for the sake of another is left out.
+        let mut first = index();
+        first.reset(list.clone());
+        let refused = &first.snapshot().refused;
+        let clashes = |name: &str| {
+            refused.iter().any(|r| r.node == name && ["overlap", "duplicate_address"].contains(&r.reason.as_str()))
+        };
+        let list: Vec<_> = list.into_iter().filter(|facts| !clashes(&facts.name)).collect();
         let mut whole = index();
         whole.reset(list.clone());
-        let clashing = ["overlap", "duplicate_address"];
-        prop_assume!(!whole.snapshot().refused.iter().any(|r| clashing.contains(&r.reason.as_str())));
         let mut shuffled = list;
         let len = shuffled.len();
         for (a, b) in swaps {
