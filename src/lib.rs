@@ -12,7 +12,21 @@
 //! | 4 | [`adapter`], [`telemetry`] | every system call, socket, exec and HTTP call |
 //! | 5 | [`commands`], [`daemon`] | wiring |
 
+pub mod adapter;
+pub mod commands;
 pub mod config;
+pub mod daemon;
+pub mod dataplane;
 pub mod lease;
 pub mod plan;
+pub mod ports;
+pub mod reconcile;
+pub mod telemetry;
 
+/// Version and source commit of this build.
+pub const VERSION: [&str; 2] = [env!("CARGO_PKG_VERSION"), {
+    match option_env!("LODEN_COMMIT") {
+        Some(commit) => commit,
+        None => "unknown",
+    }
+}];

@@ -1,3 +1,55 @@
-//! The `flanneld` binary.
+//! The `flanneld` binary: parse, run, turn the outcome into an exit status.
 
-fn main() {}
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use loden::config::{self, Command, LogFormat, Parsed, Run};
+use loden::{commands, daemon, telemetry};
+
+fn main() -> ExitCode {
+    let env = |name: &str| std::env::var(name).ok();
+    let Parsed { command, warnings } = match config::parse(std::env::args_os(), &env) {
+        Ok(parsed) => parsed,
+        Err(exit) => {
+            say(exit.stderr, &exit.text);
+            return ExitCode::from(exit.code);
+        }
+    };
+    let outcome = match command {
+        Command::Run(run) => serve(*run, &warnings),
+        Command::Routes(args) => commands::routes::routes(&args).map(|text| say(false, &text)),
+        Command::LogLevel(args) => commands::log_level(&args).map(|text| say(false, &text)),
+        Command::Cleanup(args) => block_on(commands::cleanup(&args)).map(|text| say(false, &text)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(true, &format!("flanneld: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(run: Run, warnings: &[String]) -> Result<()> {
+    let log = telemetry::log::init(run.args.log_filter(), run.args.log_format == LogFormat::Json)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    // The last word goes through the log as well, for those who read nothing else.
+    block_on(daemon::run(run, log)).inspect_err(|error| tracing::error!("{error:#}"))
+}
+
+/// The control plane is one thread: it waits most of the time, and nothing in it can race.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    tokio::task::LocalSet::new().block_on(&runtime, future)
+}
+
+fn say(stderr: bool, text: &str) {
+    // Nobody is left to tell when the reader of a pipe is gone.
+    let _ = if stderr { writeln!(std::io::stderr(), "{text}") } else { writeln!(std::io::stdout(), "{text}") };
+}

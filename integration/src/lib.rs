@@ -10,6 +10,7 @@
 //! outlives the process, however it ends), [`topology`] (the picture above), [`daemon`] (one flanneld),
 //! [`probe`] (what pods do to each other), [`suite`] (how a test file runs).
 
+pub mod apiserver;
 pub mod daemon;
 pub mod handmade;
 pub mod lab;

@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use clap::{Arg, Command};
 
+use super::values;
+
 /// A command line as clap takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Line {
@@ -21,14 +23,19 @@ pub(super) struct Line {
     pub(super) flags_at: usize,
     /// The subcommand, if one was given.
     pub(super) subcommand: Option<String>,
+    /// A boolean flag that was followed by a value without `=`, and the value. Go takes the flag as
+    /// true and ignores the rest of the line; nobody means that.
+    pub(super) detached: Option<(String, String)>,
 }
 
 /// Rewrites `argv` (program name first) against the flags that `root`, already built, knows.
 pub(super) fn normalise(root: &Command, argv: impl IntoIterator<Item = OsString>) -> Line {
     let mut tokens = argv.into_iter();
     let program = tokens.next().unwrap_or_else(|| OsString::from("flanneld"));
-    let mut line = Line { args: vec![program], named: BTreeSet::new(), flags_at: 1, subcommand: None };
+    let mut line =
+        Line { args: vec![program], named: BTreeSet::new(), flags_at: 1, subcommand: None, detached: None };
     let mut command = root;
+    let mut bare_boolean = None;
 
     while let Some(token) = tokens.next() {
         if token == "--" {
@@ -36,7 +43,10 @@ pub(super) fn normalise(root: &Command, argv: impl IntoIterator<Item = OsString>
             line.args.extend(tokens);
             break;
         }
+        let before = bare_boolean.take();
         let Some((name, value)) = split(&token) else {
+            let value = token.to_str().filter(|value| values::go_bool(value).is_ok());
+            line.detached = line.detached.or(before.zip(value.map(str::to_owned)));
             if let Some(sub) = command.find_subcommand(&token) {
                 command = sub;
                 line.subcommand = Some(sub.get_name().to_owned());
@@ -47,12 +57,15 @@ pub(super) fn normalise(root: &Command, argv: impl IntoIterator<Item = OsString>
         };
         let Some((long, arg)) = find(command, name) else {
             // Unknown: clap says so, with the nearest flag it has.
-            line.args.push(if name == "h" { OsString::from("--help") } else { flag(name, value) });
+            line.args.push(flag(name, value));
             continue;
         };
         line.named.insert(long.to_owned());
         if !takes_value(arg) {
-            line.args.push(flag(OsStr::new(long), value));
+            // clap gives `-h` a shorter answer than `--help`.
+            let short_help = name == "h" && value.is_none();
+            bare_boolean = value.is_none().then(|| long.to_owned());
+            line.args.push(if short_help { token } else { flag(OsStr::new(long), value) });
             continue;
         }
         // As in Go, the next token is the value even if it begins with a dash. With none left, the
@@ -128,7 +141,7 @@ mod tests {
         check(&["-v", "4"], &["--v=4"]);
         check(&["-v=4"], &["--v=4"]);
         check(&["--v=4"], &["--v=4"]);
-        check(&["-h"], &["--help"]);
+        check(&["-h"], &["-h"]);
         check(&["-help"], &["--help"]);
         check(&["-version"], &["--version"]);
     }
@@ -144,6 +157,9 @@ mod tests {
     fn a_boolean_never_takes_the_next_token() {
         check(&["-ip-masq", "-iface", "eth0"], &["--ip-masq", "--iface=eth0"]);
         check(&["-ip-masq", "false"], &["--ip-masq", "false"]);
+        assert_eq!(line(&["-ip-masq", "false"]).detached, Some(("ip-masq".to_owned(), "false".to_owned())));
+        assert_eq!(line(&["-ip-masq", "-iface", "true"]).detached, None);
+        assert_eq!(line(&["log-level", "false"]).detached, None);
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub struct DaemonArgs {
     pub healthz_port: u16,
 
     /// Form of log lines
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text, help_heading = "Log")]
     pub log_format: LogFormat,
     /// What to log: a level, or levels by module, such as info,loden::reconcile=debug; wins over -v
     #[arg(long, value_name = "FILTER", value_parser = values::log_filter, help_heading = "Log")]
@@ -199,7 +199,7 @@ pub struct RoutesArgs {
     #[command(flatten)]
     pub socket: SocketArgs,
     /// Form of the output
-    #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
     pub output: OutputFormat,
 }
 
@@ -257,5 +257,6 @@ fn go_boolean(arg: clap::Arg) -> clap::Arg {
         .default_missing_value("true")
         .value_name("BOOL")
         .hide_possible_values(true)
+        .hide_default_value(default == "false")
         .value_parser(values::go_bool)
 }

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 
 use clap::Command;
+use clap::error::ContextKind;
 
 use super::{DaemonArgs, Run, argv, excerpt};
 
@@ -62,7 +63,12 @@ fn variable(long: &str) -> String {
 
 fn ignored(variable: &str, value: &str, error: &clap::Error) -> String {
     use std::error::Error as _;
-    let reason = error.source().map_or_else(|| "not a value this flag takes".to_owned(), ToString::to_string);
+    // A parser of ours says why; a choice of words has only the words.
+    let reason = match (error.source(), error.get(ContextKind::ValidValue)) {
+        (Some(source), _) => source.to_string(),
+        (None, Some(words)) => format!("write one of {words}"),
+        (None, None) => "not a value this flag takes".to_owned(),
+    };
     format!("environment variable {variable}={} is ignored: {reason}; correct it or unset it", excerpt(value))
 }
 

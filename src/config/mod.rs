@@ -88,6 +88,9 @@ pub fn parse(
 ) -> Result<Parsed, Exit> {
     let command = cli::command();
     let mut line = argv::normalise(&command, argv);
+    if let Some((flag, value)) = &line.detached {
+        return Err(Exit::detached(flag, value));
+    }
     let mut warnings = environment::fill(&command, &mut line, env);
 
     let mut matches = command.try_get_matches_from(line.args).map_err(|e| Exit::from_clap(&e))?;
@@ -118,6 +121,13 @@ impl Exit {
             text: error.render().to_string().trim_end().to_owned(),
             stderr: !help,
         }
+    }
+
+    fn detached(flag: &str, value: &str) -> Self {
+        let text = format!(
+            "error: --{flag} takes its value behind \"=\": write --{flag}={value}\n\nFor more information, try '--help'."
+        );
+        Self { code: 2, text, stderr: true }
     }
 
     /// flannel prints its version to standard error, and scripts read it there.

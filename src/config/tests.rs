@@ -130,7 +130,7 @@ fn a_bad_command_line_is_exit_2_and_names_flag_value_and_remedy() {
         (&["-v=x"], &["--v", "'x'", "whole number"]),
         (&["--subnet-file="], &["--subnet-file", "value is required"]),
         (&["ruotes"], &["ruotes", "routes"]),
-        (&["--ip-masq", "false"], &["false"]),
+        (&["--ip-masq", "false"], &["write --ip-masq=false"]),
         (&["--kube-subnet-mgr", "routes"], &["--kube-subnet-mgr", "routes"]),
         (&["log-level"], &["<FILTER>"]),
         (&["log-level", "loud"], &["loud", "trace"]),
@@ -182,6 +182,8 @@ fn a_bad_environment_value_is_reported_and_the_rest_stands() {
     let env = [
         ("FLANNELD_HEALTHZ_PORT", "x\n"),
         ("FLANNELD_HEALTHZ_IP", "127.0.0.1"),
+        ("FLANNELD_LOG_FORMAT", "xml"),
+        ("FLANNELD_IFACE_REGEX", "("),
         ("FLANNELD_IFACE", "-eth0"),
         ("FLANNELD_VERSION", "v1.2"),
         ("FLANNELD_IP_MASQ", ""),
@@ -191,10 +193,19 @@ fn a_bad_environment_value_is_reported_and_the_rest_stands() {
     assert_eq!(run.args.healthz_ip.to_string(), "127.0.0.1");
     assert_eq!(run.args.iface, ["-eth0"]);
     assert_eq!(run.args.healthz_port, 0);
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].contains(r#"FLANNELD_HEALTHZ_PORT="x\n" is ignored"#), "{warnings:?}");
-    assert!(warnings[0].contains("1 to 65535"), "{warnings:?}");
-    assert!(warnings[1].contains("EVENT_QUEUE_DEPTH"), "{warnings:?}");
+    for (variable, remedy) in [
+        (r#"FLANNELD_HEALTHZ_PORT="x\n" is ignored"#, "1 to 65535"),
+        (r#"FLANNELD_LOG_FORMAT="xml" is ignored"#, "write one of text, json"),
+        (r#"FLANNELD_IFACE_REGEX="(" is ignored"#, "unclosed group: write a regular expression"),
+        (r#"EVENT_QUEUE_DEPTH="x""#, "unset it"),
+    ] {
+        let warning = warnings
+            .iter()
+            .find(|w| w.contains(variable))
+            .unwrap_or_else(|| panic!("{variable}: {warnings:#?}"));
+        assert!(warning.contains(remedy) && !warning.contains('\n'), "{warning}");
+    }
+    assert_eq!(warnings.len(), 4, "{warnings:#?}");
 }
 
 #[test]

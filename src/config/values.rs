@@ -9,7 +9,7 @@ pub(super) fn go_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("write true or false, after \"=\"".to_owned()),
+        _ => Err("write true or false".to_owned()),
     }
 }
 
@@ -48,7 +48,12 @@ pub(super) fn ipv6(text: &str) -> Result<Ipv6Addr, String> {
 pub(super) fn regex(text: &str) -> Result<regex::Regex, String> {
     regex::RegexBuilder::new(text).size_limit(1 << 20).build().map_err(|e| match e {
         regex::Error::CompiledTooBig(_) => "the expression is too large: write a simpler one".to_owned(),
-        e => format!("{e}\nwrite a regular expression, such as ^eth"),
+        // Several lines that draw where it is wrong, and at last what; messages here are one line.
+        e => {
+            let e = e.to_string();
+            let what = e.lines().next_back().unwrap_or_default();
+            format!("{}: write a regular expression, such as ^eth", what.trim_start_matches("error: "))
+        }
     })
 }
 

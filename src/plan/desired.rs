@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use encap::Prefix;
-use thiserror::Error;
+use encap::{Encapsulation, Family, MtuError, Prefix};
 
 use super::{NetworkPair, Ruleset};
 
@@ -14,16 +13,15 @@ use super::{NetworkPair, Ruleset};
 /// The ring holds one pointer per packet, so this costs 80 kB.
 const TUNNEL_QUEUE_LEN: u32 = 10_000;
 
-/// The smallest MTU that IPv4 allows a link (RFC 791).
-const MIN_MTU: u32 = 68;
-
 /// Everything that decides the desired state and that does not come from the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
     /// Name of the tunnel device.
     pub tunnel: String,
-    /// Bytes that the encapsulation adds to a packet: the tunnel's MTU is the external interface's less these.
-    pub overhead: u32,
+    /// How packets are wrapped: decides the tunnel's MTU.
+    pub encapsulation: Encapsulation,
+    /// Address family of the outer packets.
+    pub underlay: Family,
     /// Cluster networks: one route each, and stale addresses inside them are removed from the tunnel.
     pub networks: Vec<Prefix>,
     /// The node's own pod prefixes.
@@ -67,40 +65,29 @@ pub struct Desired {
     pub firewall: Option<Ruleset>,
 }
 
-/// Why no desired state can be computed.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum PlanError {
-    /// The encapsulation does not fit into the external interface's MTU.
-    #[error(
-        "external interface has MTU {external}, which leaves {} bytes for pods after {overhead} bytes of encapsulation: \
-         raise its MTU to at least {}",
-        .external.saturating_sub(*.overhead), MIN_MTU + .overhead
-    )]
-    MtuTooSmall {
-        /// MTU of the external interface, bytes.
-        external: u32,
-        /// Encapsulation, bytes.
-        overhead: u32,
-    },
+/// The tunnel's MTU, from the external interface's; both in bytes.
+///
+/// # Errors
+/// What is left is too small for the families that the intent carries.
+pub fn tunnel_mtu(intent: &Intent, external: u32) -> Result<u16, MtuError> {
+    let v6 = intent.networks.iter().any(|network| !network.is_ipv4());
+    let carried = if v6 { Family::V6 } else { Family::V4 };
+    encap::mtu::inner_mtu(intent.encapsulation, intent.underlay, external, carried)
 }
 
-/// Computes the desired state from the intent and the external interface's MTU in bytes.
+/// Computes the desired state from the intent and the tunnel's MTU in bytes.
 ///
 /// As flannel does, the tunnel gets the base address of each own prefix, and one route covers each cluster network.
-pub fn desired(intent: &Intent, external_mtu: u32) -> Result<Desired, PlanError> {
-    let mtu = external_mtu
-        .checked_sub(intent.overhead)
-        .filter(|mtu| *mtu >= MIN_MTU)
-        .ok_or(PlanError::MtuTooSmall { external: external_mtu, overhead: intent.overhead })?;
+pub fn desired(intent: &Intent, mtu: u16) -> Desired {
     let tunnel = TunnelSpec {
         name: intent.tunnel.clone(),
-        mtu,
+        mtu: mtu.into(),
         queue_len: TUNNEL_QUEUE_LEN,
         addresses: intent.own_prefixes.iter().map(|own| Prefix::host(own.addr())).collect(),
         routes: intent.networks.iter().copied().collect(),
         networks: intent.networks.clone(),
     };
-    Ok(Desired { tunnel, firewall: ruleset(intent) })
+    Desired { tunnel, firewall: ruleset(intent) }
 }
 
 fn ruleset(intent: &Intent) -> Option<Ruleset> {
@@ -121,7 +108,8 @@ mod tests {
     fn intent() -> Intent {
         Intent {
             tunnel: "flannel0".into(),
-            overhead: 28,
+            encapsulation: Encapsulation::Udp,
+            underlay: Family::V4,
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
             masquerade: Some(Masquerade { fully_random: true }),
@@ -131,7 +119,8 @@ mod tests {
 
     #[test]
     fn the_tunnel_is_as_flannel_makes_it() {
-        let tunnel = desired(&intent(), 1500).unwrap().tunnel;
+        let mtu = tunnel_mtu(&intent(), 1500).unwrap();
+        let tunnel = desired(&intent(), mtu).tunnel;
         assert_eq!(tunnel.mtu, 1472);
         assert_eq!(tunnel.addresses, BTreeSet::from(["10.244.1.0/32".parse().unwrap()]));
         assert_eq!(tunnel.routes, BTreeSet::from(["10.244.0.0/16".parse().unwrap()]));
@@ -140,14 +129,16 @@ mod tests {
 
     #[test]
     fn an_mtu_that_is_too_small_is_named_with_the_remedy() {
-        let error = desired(&intent(), 90).unwrap_err().to_string();
-        assert!(error.contains("MTU 90") && error.contains("at least 96"), "{error}");
-        assert!(desired(&intent(), 96).is_ok());
+        let error = tunnel_mtu(&intent(), 90).unwrap_err().to_string();
+        assert!(error.contains("90") && error.contains("96"), "{error}");
+        assert_eq!(tunnel_mtu(&intent(), 96), Ok(68));
+        let dual = Intent { networks: vec!["fd00:10::/48".parse().unwrap()], ..intent() };
+        assert!(tunnel_mtu(&dual, 1300).is_err());
     }
 
     #[test]
     fn no_rule_wanted_means_no_table() {
         let quiet = Intent { masquerade: None, forward: false, ..intent() };
-        assert_eq!(desired(&quiet, 1500).unwrap().firewall, None);
+        assert_eq!(desired(&quiet, 1472).firewall, None);
     }
 }

@@ -213,13 +213,14 @@ mod tests {
     fn want() -> Desired {
         let intent = Intent {
             tunnel: "flannel0".into(),
-            overhead: 28,
+            encapsulation: encap::Encapsulation::Udp,
+            underlay: encap::Family::V4,
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
             masquerade: Some(Masquerade { fully_random: true }),
             forward: true,
         };
-        desired(&intent, 1500).unwrap()
+        desired(&intent, 1472)
     }
 
     /// The rules a kernel follows, small enough to check by eye.

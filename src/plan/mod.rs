@@ -9,6 +9,6 @@ mod desired;
 mod diff;
 mod firewall;
 
-pub use desired::{Desired, Intent, Masquerade, PlanError, TunnelSpec, desired};
+pub use desired::{Desired, Intent, Masquerade, TunnelSpec, desired, tunnel_mtu};
 pub use diff::{FirewallState, LinkState, Object, Observed, Op, TunnelState, diff};
 pub use firewall::{FIREWALL_TABLE, NetworkPair, Ruleset, removal_script};

@@ -238,6 +238,7 @@ impl Address {
     /// Whether peers could be told this address. A link-local one of IPv6 means nothing without an
     /// interface; one of IPv4 is all that some wires have.
     fn usable(&self) -> bool {
-        !self.deprecated && !(self.ip.is_ipv6() && self.is_link_local())
+        let unreachable = self.ip.is_ipv6() && self.is_link_local();
+        !self.deprecated && !unreachable
     }
 }

@@ -1,0 +1,17 @@
+//! Everything the crate promises, through its public API.
+#![expect(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking")]
+
+#[path = "../../fuzz/src/lib.rs"]
+#[expect(unreachable_pub, reason = "there it is a library")]
+mod bodies;
+
+mod fib;
+mod forward;
+mod framing;
+mod fuzz_replay;
+mod golden;
+mod icmp;
+mod ip_view;
+mod purity;
+mod support;
+mod values;

@@ -1,0 +1,130 @@
+//! Who asks the API server: kubeconfigs for the daemon as we ship it, and for everything that goes wrong.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+
+use super::ApiServer;
+use super::pki::{Authority, Identity};
+
+/// The namespace of our manifest.
+pub const NAMESPACE: &str = "kube-flannel";
+/// The ServiceAccount of our manifest.
+pub const SERVICE_ACCOUNT: &str = "flannel";
+
+/// A way to reach the API server, each of which meets a different answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// May do everything.
+    Admin,
+    /// The ServiceAccount of the shipped manifest, with exactly its ClusterRole, by a token as a pod gets it.
+    Daemon,
+    /// A token the server did not sign: 401.
+    BadToken,
+    /// A user known to the server and bound to no role: 403.
+    NoRbac,
+    /// A good token, and a certificate authority that did not sign the server's certificate.
+    UnknownCa,
+    /// A good token, and a port on the server's address where nobody listens: connection refused.
+    NobodyListens,
+}
+
+impl ApiServer {
+    /// A kubeconfig file for `access`; it lives as long as this server.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or no token can be had (for those that carry one).
+    pub fn kubeconfig(&self, access: Access) -> Result<PathBuf> {
+        let path = self.dir().join(format!("{access:?}.kubeconfig"));
+        if path.exists() {
+            return Ok(path);
+        }
+        let mut server = self.url().to_owned();
+        let mut ca = self.ca_pem().to_owned();
+        let user = match access {
+            Access::Admin => certificate(&self.authority().client("loden-admin", Some("system:masters"))?),
+            Access::NoRbac => certificate(&self.authority().client("nobody", None)?),
+            Access::BadToken => json!({ "token": "not-a-token-of-this-server" }),
+            Access::Daemon => json!({ "token": self.daemon_token()? }),
+            Access::UnknownCa => {
+                ca = Authority::new("somebody-else")?.pem();
+                json!({ "token": self.daemon_token()? })
+            }
+            Access::NobodyListens => {
+                server = format!("https://{}", self.closed_address());
+                json!({ "token": self.daemon_token()? })
+            }
+        };
+        write_private(&path, &kubeconfig(&server, &ca, &user).to_string())?;
+        Ok(path)
+    }
+
+    /// A folder as a pod finds it at `/var/run/secrets/kubernetes.io/serviceaccount`, for the in-cluster configuration.
+    ///
+    /// # Errors
+    /// As [`ApiServer::kubeconfig`].
+    pub fn service_account_folder(&self) -> Result<PathBuf> {
+        let dir = self.dir().join("serviceaccount");
+        std::fs::create_dir_all(&dir)?;
+        write_private(&dir.join("token"), &self.daemon_token()?)?;
+        write_private(&dir.join("ca.crt"), self.ca_pem())?;
+        write_private(&dir.join("namespace"), NAMESPACE)?;
+        Ok(dir)
+    }
+
+    /// A token of the ServiceAccount of the shipped manifest, which is applied first if it was not yet.
+    ///
+    /// # Errors
+    /// When the manifest is refused or the server does not answer.
+    pub fn daemon_token(&self) -> Result<String> {
+        self.apply_shipped_manifest()?;
+        let request = TokenRequest {
+            // Long enough for any test. A pod's token is renewed by the kubelet, which is not here.
+            spec: Some(TokenRequestSpec {
+                expiration_seconds: Some(24 * 3600),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let answer = self.call(|client| async move {
+            let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
+            accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await
+        })?;
+        answer.status.and_then(|status| status.token).context("the TokenRequest came back without a token")
+    }
+}
+
+/// JSON is YAML, so this is what a kubeconfig reader expects.
+fn kubeconfig(server: &str, ca_pem: &str, user: &Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "loden",
+        "clusters": [{ "name": "loden", "cluster": { "server": server, "certificate-authority-data": base64(ca_pem) } }],
+        "users": [{ "name": "loden", "user": user }],
+        "contexts": [{ "name": "loden", "context": { "cluster": "loden", "user": "loden" } }],
+    })
+}
+
+fn certificate(identity: &Identity) -> Value {
+    json!({ "client-certificate-data": base64(&identity.cert), "client-key-data": base64(&identity.key) })
+}
+
+fn base64(text: &str) -> Value {
+    json!(k8s_openapi::ByteString(text.as_bytes().to_vec()))
+}
+
+/// Readable by its owner only, and never half written: tests that run side by side share these files.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let dir = path.parent().context("a path without a folder")?;
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))?;
+    file.persist(path).with_context(|| format!("write {}", path.display()))?;
+    Ok(())
+}

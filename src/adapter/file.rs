@@ -1,0 +1,61 @@
+//! Files that other programs read while we write them.
+
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Replaces `path` in one step, so that a reader sees the old text or the new, never a part; mode 0644 whatever
+/// the umask says, the directory made with 0755 when missing.
+pub fn replace(path: &Path, text: &str) -> Result<()> {
+    let directory = directory(path);
+    make_directory(directory)?;
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".flanneld-")
+        .tempfile_in(directory)
+        .with_context(|| format!("cannot write in {}: is it read-only?", directory.display()))?;
+    temporary.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    temporary.as_file().set_permissions(Permissions::from_mode(0o644)).context("cannot set mode 0644")?;
+    // Without this a crash of the machine may leave an empty file behind the new name.
+    temporary.as_file().sync_all().with_context(|| format!("cannot flush {}", path.display()))?;
+    temporary.persist(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    Ok(())
+}
+
+/// Makes the directory with mode 0755 when it is missing.
+pub fn make_directory(directory: &Path) -> Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(directory).with_context(|| format!("cannot make directory {}", directory.display()))?;
+    fs::set_permissions(directory, Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot set mode 0755 on {}", directory.display()))
+}
+
+/// The directory that holds `path`.
+pub fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Reads a configuration file of at most `limit` bytes.
+pub fn read(path: &Path, limit: u64) -> Result<String> {
+    use std::io::Read as _;
+    let file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut text = String::new();
+    file.take(limit + 1).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+    if text.len() as u64 > limit {
+        anyhow::bail!("{} is larger than {limit} bytes: is it the right file?", path.display());
+    }
+    Ok(text)
+}
+
+/// Removes a file; whether there was one.
+pub fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}

@@ -1,0 +1,108 @@
+//! The interfaces of this machine, for the choice of the external one.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use futures_util::stream::TryStreamExt as _;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::netlink::{local_address, route_device};
+use crate::config::iface::{Address, Interface};
+
+/// All interfaces with their addresses, by index.
+pub async fn list(handle: &Handle) -> Result<Vec<Interface>> {
+    let mut found = BTreeMap::new();
+    let mut links = handle.link().get().execute();
+    while let Some(link) = links.try_next().await.context("cannot list interfaces")? {
+        let mut interface = Interface {
+            index: link.header.index,
+            name: String::new(),
+            mtu: 0,
+            up: link.header.flags.contains(LinkFlags::Up),
+            addrs: Vec::new(),
+        };
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => interface.name = name,
+                LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+                _ => {}
+            }
+        }
+        found.insert(interface.index, interface);
+    }
+    let mut addresses = handle.address().get().execute();
+    while let Some(message) = addresses.try_next().await.context("cannot list addresses")? {
+        let Some(interface) = found.get_mut(&message.header.index) else { continue };
+        interface.addrs.extend(address(&message));
+    }
+    Ok(found.into_values().collect())
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    let (ip, _) = local_address(message)?;
+    // The header has room for eight flags; newer kernels repeat all of them in an attribute.
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = flags.unwrap_or_else(|| AddressFlags::from_bits_truncate(message.header.flags.bits().into()));
+    Some(Address {
+        ip,
+        permanent: flags.contains(AddressFlags::Permanent),
+        deprecated: flags.contains(AddressFlags::Deprecated),
+        // The kernel's name for the flag of temporary (privacy) addresses is shared with secondary ones.
+        temporary: ip.is_ipv6() && flags.contains(AddressFlags::Secondary),
+    })
+}
+
+/// Index of the interface of the default route of the main table with the lowest metric, IPv4 before IPv6.
+pub async fn default_route(handle: &Handle) -> Result<Option<u32>> {
+    let filters = [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ];
+    for filter in filters {
+        let mut best: Option<(u32, u32)> = None;
+        let mut routes = std::pin::pin!(handle.route().get(filter).execute());
+        while let Some(route) = routes.try_next().await.context("cannot list routes")? {
+            if let Some(candidate) = default_candidate(&route) {
+                best = Some(best.map_or(candidate, |best| best.min(candidate)));
+            }
+        }
+        if let Some((_, index)) = best {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
+}
+
+fn default_candidate(route: &RouteMessage) -> Option<(u32, u32)> {
+    let header = &route.header;
+    if header.destination_prefix_length != 0
+        || header.table != RouteHeader::RT_TABLE_MAIN
+        || header.kind != RouteType::Unicast
+    {
+        return None;
+    }
+    let metric = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    Some((metric.unwrap_or(0), route_device(route)?))
+}
+
+/// Index of the interface that `address` is reached by; `None` when there is no route to it.
+pub async fn reaching(handle: &Handle, address: IpAddr) -> Option<u32> {
+    let request = match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
+    };
+    let mut answers = std::pin::pin!(handle.route().get(request).execute());
+    // "Network is unreachable" is an answer too.
+    let route = answers.try_next().await.ok().flatten()?;
+    route_device(&route)
+}

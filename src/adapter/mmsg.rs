@@ -1,0 +1,198 @@
+//! `recvmmsg(2)` and `sendmmsg(2)` on the slots of a [`Batch`], with message headers that are allocated once.
+//!
+//! No safe wrapper that we know of does this without an allocation per call.
+#![expect(unsafe_code, reason = "raw message headers; the only module that builds them")]
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
+
+use libc::{c_void, iovec, mmsghdr, sockaddr_storage, socklen_t};
+use nix::errno::Errno;
+use socket2::SockRef;
+
+use crate::ports::{Batch, Received, Transmit};
+
+/// Message headers, vectors and addresses for a batch.
+pub(super) struct Mmsg {
+    headers: Box<[mmsghdr]>,
+    vectors: Box<[iovec]>,
+    addresses: Box<[sockaddr_storage]>,
+}
+
+// SAFETY: the raw pointers inside point into this value's own boxes, or, only while a call below runs, into a
+// batch that the call borrows. Nothing refers to the thread it was made on.
+unsafe impl Send for Mmsg {}
+
+impl std::fmt::Debug for Mmsg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mmsg").field("slots", &self.headers.len()).finish()
+    }
+}
+
+/// Why nothing was received.
+pub(super) enum RecvOutcome {
+    /// Nothing is there.
+    Empty,
+    /// The socket failed.
+    Failed(io::Error),
+}
+
+impl Mmsg {
+    pub(super) fn new(slots: usize) -> Self {
+        // SAFETY: all three are plain C structures for which all-zero is a valid value.
+        let zeroed = unsafe { (mem::zeroed::<mmsghdr>(), mem::zeroed::<iovec>(), mem::zeroed::<sockaddr_storage>()) };
+        Self {
+            headers: vec![zeroed.0; slots].into_boxed_slice(),
+            vectors: vec![zeroed.1; slots].into_boxed_slice(),
+            addresses: vec![zeroed.2; slots].into_boxed_slice(),
+        }
+    }
+
+    /// Points header `at` to `memory` and to the address slot of the same number.
+    fn prepare(&mut self, at: usize, memory: *mut c_void, len: usize, address_len: usize) {
+        self.vectors[at] = iovec { iov_base: memory, iov_len: len };
+        let header = &mut self.headers[at].msg_hdr;
+        header.msg_name = ptr::from_mut(&mut self.addresses[at]).cast();
+        header.msg_namelen = address_len as socklen_t;
+        header.msg_iov = ptr::from_mut(&mut self.vectors[at]);
+        header.msg_iovlen = 1;
+        header.msg_flags = 0;
+    }
+
+    /// Fills `batch` with the datagrams that wait in the socket.
+    pub(super) fn recv(&mut self, socket: BorrowedFd<'_>, batch: &mut Batch) -> Result<(), RecvOutcome> {
+        batch.clear();
+        let slots = batch.capacity().min(self.headers.len());
+        for slot in 0..slots {
+            let memory = batch.slot_mut(slot);
+            let (base, len) = (memory.as_mut_ptr().cast(), memory.len());
+            self.prepare(slot, base, len, size_of::<sockaddr_storage>());
+        }
+        // SAFETY: the first `slots` headers point to one vector and one address each, owned by `self`; the vectors
+        // point to disjoint slots of `batch`, which is borrowed for the whole call.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                slots as u32,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        let Ok(count) = usize::try_from(count) else {
+            let error = io::Error::last_os_error();
+            return Err(match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EAGAIN | Errno::EINTR) => RecvOutcome::Empty,
+                // Left by an ICMP error about a datagram of ours, or by an interface that went down: both pass.
+                Some(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::ENETDOWN) => {
+                    RecvOutcome::Empty
+                }
+                _ => RecvOutcome::Failed(error),
+            });
+        };
+        for (header, address) in self.headers.iter().zip(&self.addresses).take(count) {
+            batch.push(Received {
+                len: header.msg_len as usize,
+                from: source(address),
+                truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            });
+        }
+        Ok(())
+    }
+
+    /// Sends as many of `packets` as the kernel takes now, in order; the number of those, at least one.
+    pub(super) fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        batch: &Batch,
+        packets: &[Transmit],
+        port: u16,
+    ) -> Result<usize, Errno> {
+        let count = packets.len().min(self.headers.len());
+        for (at, packet) in packets.iter().take(count).enumerate() {
+            let payload = batch.packet(packet.slot).get(..packet.len).unwrap_or_default();
+            let to = packet.to.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let address_len = fill(&mut self.addresses[at], to, port);
+            // The kernel only reads what is sent; the structure has no const pointer to say so.
+            self.prepare(at, payload.as_ptr().cast_mut().cast(), payload.len(), address_len);
+        }
+        // SAFETY: as in `recv`; the kernel reads from the slots, and `batch` is borrowed for the whole call.
+        let sent = unsafe {
+            libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count as u32, libc::MSG_DONTWAIT)
+        };
+        usize::try_from(sent).map_err(|_| Errno::last())
+    }
+}
+
+/// Writes `to:port` into `address`; the number of bytes used.
+fn fill(address: &mut sockaddr_storage, to: IpAddr, port: u16) -> usize {
+    match to {
+        IpAddr::V4(to) => {
+            let v4 = ptr::from_mut(address).cast::<libc::sockaddr_in>();
+            let value = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: port.to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from(to).to_be() },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: a `sockaddr_storage` is large and aligned enough for a `sockaddr_in`, and is borrowed mutably.
+            unsafe { v4.write(value) };
+            size_of::<libc::sockaddr_in>()
+        }
+        IpAddr::V6(to) => {
+            let v6 = ptr::from_mut(address).cast::<libc::sockaddr_in6>();
+            let value = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: port.to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr { s6_addr: to.octets() },
+                sin6_scope_id: 0,
+            };
+            // SAFETY: as above, for a `sockaddr_in6`.
+            unsafe { v6.write(value) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    }
+}
+
+fn source(address: &sockaddr_storage) -> Option<IpAddr> {
+    match i32::from(address.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that the kernel wrote a `sockaddr_in`, which a `sockaddr_storage` can hold.
+            let v4 = unsafe { &*ptr::from_ref(address).cast::<libc::sockaddr_in>() };
+            Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr))))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, a `sockaddr_in6`.
+            let v6 = unsafe { &*ptr::from_ref(address).cast::<libc::sockaddr_in6>() };
+            Some(IpAddr::V6(Ipv6Addr::from(v6.sin6_addr.s6_addr)))
+        }
+        _ => None,
+    }
+}
+
+/// Datagrams lost to a full receive buffer: `SO_MEMINFO`, field `SK_MEMINFO_DROPS` (linux/sock_diag.h).
+pub(super) fn receive_drops(socket: &SockRef<'_>) -> io::Result<u32> {
+    const SK_MEMINFO_DROPS: usize = 8;
+    const SK_MEMINFO_VARS: usize = 9;
+    let mut info = [MaybeUninit::<u32>::zeroed(); SK_MEMINFO_VARS];
+    let mut len = size_of_val(&info) as socklen_t;
+    // SAFETY: `info` is `len` bytes of writable memory and both live across the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the array began zeroed, and every u32 is a valid value.
+    Ok(unsafe { info[SK_MEMINFO_DROPS].assume_init() })
+}

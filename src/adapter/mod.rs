@@ -1,0 +1,14 @@
+//! Floor 4: the only place with system calls, sockets, files and programs.
+#![expect(clippy::disallowed_methods, reason = "this is the floor that owns the side effects")]
+
+pub mod control;
+pub mod file;
+pub mod http;
+pub mod interfaces;
+pub mod lock;
+pub mod mmsg;
+pub mod netlink;
+pub mod nft;
+pub mod nodes_file;
+pub mod tun;
+pub mod udp;

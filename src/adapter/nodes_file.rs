@@ -1,0 +1,116 @@
+//! Leases from a file of Node manifests, watched for changes.
+
+use std::fmt::Display;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use futures_util::StreamExt as _;
+use inotify::{EventStream, Inotify, WatchMask};
+
+use super::file;
+use crate::config::AnnotationPrefix;
+use crate::lease::manifest;
+use crate::ports::{Arrival, LeaseEvent, LeaseSource};
+
+/// Largest file that is read: 5,000 full Nodes as kubectl prints them are below 100 MB.
+const LIMIT: u64 = 256 << 20;
+
+/// A writer that does not replace the file atomically is given this long to finish.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// How often to look although no event came: a symbolic link may lead to a directory that is not watched.
+const SAFETY: Duration = Duration::from_secs(5);
+
+/// A [`LeaseSource`] that says the whole map again whenever the file's content changes.
+pub struct NodesFile {
+    path: PathBuf,
+    prefix: AnnotationPrefix,
+    events: Option<EventStream<Vec<u8>>>,
+    /// What was last read, good or bad; `None` before the first look.
+    last: Option<Result<String, String>>,
+    seen: Seen,
+}
+
+impl NodesFile {
+    /// Watches the directory of `path`, which sees the file replaced, also through a ConfigMap's symbolic links.
+    pub fn new(path: &Path, prefix: AnnotationPrefix) -> Self {
+        let events = watch(file::directory(path));
+        if let Err(error) = &events {
+            tracing::warn!("changes of {} are seen within 5 s instead of at once: {error:#}", path.display());
+        }
+        Self { path: path.into(), prefix, events: events.ok(), last: None, seen: Seen::of(path) }
+    }
+
+    /// Reads the file; `None` when it says what it said before.
+    fn look(&mut self) -> Option<LeaseEvent> {
+        let read = file::read(&self.path, LIMIT).map_err(|error| format!("{error:#}"));
+        if self.last.as_ref() == Some(&read) {
+            return None;
+        }
+        let trouble = |cause: &dyn Display| LeaseEvent::Trouble(format!("{}: {cause}", self.path.display()));
+        let event = match &read {
+            Ok(text) => match manifest::decode(text, &self.prefix) {
+                Ok(nodes) => LeaseEvent::Reset(nodes),
+                Err(error) => trouble(&error),
+            },
+            Err(error) => trouble(error),
+        };
+        self.last = Some(read);
+        Some(event)
+    }
+
+    /// Waits until the directory or, looked at now and then, the file itself has changed.
+    async fn changed(&mut self) -> Instant {
+        loop {
+            let event = async {
+                match &mut self.events {
+                    Some(events) => drop(events.next().await),
+                    None => std::future::pending().await,
+                }
+            };
+            if tokio::time::timeout(SAFETY, event).await.is_ok() {
+                let at = Instant::now();
+                tokio::time::sleep(SETTLE).await;
+                self.seen = Seen::of(&self.path);
+                return at;
+            }
+            let now = Seen::of(&self.path);
+            if now != self.seen {
+                self.seen = now;
+                return Instant::now();
+            }
+        }
+    }
+}
+
+/// What tells one version of a file from another without reading it.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen(Option<(u64, u64, i64, i64, u64)>);
+
+impl Seen {
+    fn of(path: &Path) -> Self {
+        let meta = std::fs::metadata(path).ok();
+        Self(meta.map(|meta| (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())))
+    }
+}
+
+impl LeaseSource for NodesFile {
+    async fn next(&mut self) -> Arrival {
+        let mut at = Instant::now();
+        loop {
+            if let Some(event) = self.look() {
+                return Arrival { event, at };
+            }
+            at = self.changed().await;
+        }
+    }
+}
+
+fn watch(directory: &Path) -> Result<EventStream<Vec<u8>>> {
+    let inotify = Inotify::init().context("cannot start inotify")?;
+    let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE;
+    inotify.watches().add(directory, mask).with_context(|| format!("cannot watch {}", directory.display()))?;
+    inotify.into_event_stream(vec![0; 4096]).context("cannot read inotify events")
+}

@@ -1,0 +1,130 @@
+//! The tunnel device in its plain form: one packet per read and write, no offload, opened through `tun-tap`.
+//!
+//! `IFF_TUN | IFF_NO_PI`, never persistent: a persisted TUN without a process has no carrier, and a flannel that
+//! is rolled back to would make a dead `flannel1` beside it.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use encap::DropReason;
+use nix::errno::Errno;
+use tun_tap::{Iface, Mode};
+
+use super::udp::{WakeFd, wait_readable};
+use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
+
+/// An open tunnel device. The kernel removes the device when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct TunDevice {
+    iface: Arc<Iface>,
+    index: u32,
+}
+
+impl TunDevice {
+    /// Creates the device, or attaches to a persistent one of that name that nobody holds.
+    pub fn open(name: &str) -> Result<Self> {
+        let iface = Iface::without_packet_info(name, Mode::Tun).map_err(|error| explain(name, error))?;
+        if iface.name() != name {
+            bail!("the kernel named the tunnel device {} instead of {name}", iface.name());
+        }
+        iface.set_non_blocking().with_context(|| format!("cannot make {name} non-blocking"))?;
+        let index = nix::net::if_::if_nametoindex(name)
+            .with_context(|| format!("{name} vanished while it was being opened"))?;
+        Ok(Self { iface: Arc::new(iface), index })
+    }
+
+    /// Interface index; a device of the same name and another index is not this one.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// A handle for one data-path thread.
+    pub fn io(&self, wake: &Arc<WakeFd>) -> TunIo {
+        TunIo { device: self.clone(), wake: wake.clone() }
+    }
+}
+
+fn explain(name: &str, error: io::Error) -> anyhow::Error {
+    let remedy = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
+            "/dev/net/tun is missing: run `modprobe tun`, and in a container mount the host's /dev/net/tun"
+        }
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "the daemon needs CAP_NET_ADMIN and access to /dev/net/tun: in a container add the capability and the device"
+        }
+        Some(Errno::EBUSY) => {
+            "another process holds the device, perhaps a running flannel: stop it first (its DaemonSet, or `ip -d link show` and `fuser /dev/net/tun`)"
+        }
+        Some(Errno::EINVAL) => "a device of that name exists and is no TUN device: remove or rename it",
+        _ => "the kernel refused",
+    };
+    anyhow::Error::new(error).context(format!("cannot open tunnel device {name}: {remedy}"))
+}
+
+/// The tunnel device as one side of the data path.
+#[derive(Debug)]
+pub struct TunIo {
+    device: TunDevice,
+    wake: Arc<WakeFd>,
+}
+
+impl PacketIo for TunIo {
+    fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
+        batch.clear();
+        for slot in 0..batch.capacity() {
+            match self.device.iface.recv(batch.slot_mut(slot)) {
+                Ok(len) => batch.push(Received { len, from: None, truncated: false }),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => break,
+                // What was read before the device failed is still worth sending.
+                Err(_) if slot > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        batch: &Batch,
+        packets: &[Transmit],
+        mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
+    ) {
+        for packet in packets {
+            let bytes = batch.packet(packet.slot).get(..packet.len).unwrap_or_default();
+            let result = loop {
+                match self.device.iface.send(bytes) {
+                    Ok(_) => break Ok(()),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => break Err(reason(&error)),
+                }
+            };
+            outcome(packet, result);
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<Wake> {
+        wait_readable(BorrowedTun(&self.device.iface).as_fd(), &self.wake)
+    }
+}
+
+fn reason(error: &io::Error) -> DropReason {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => DropReason::QueueFull,
+        // The kernel looks at the version nibble and refuses what is neither IPv4 nor IPv6.
+        Some(Errno::EINVAL) => DropReason::BadPacket,
+        _ => DropReason::DeviceFailed,
+    }
+}
+
+struct BorrowedTun<'a>(&'a Iface);
+
+impl AsFd for BorrowedTun<'_> {
+    #[expect(unsafe_code, reason = "tun-tap predates AsFd")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as the `Iface` that is borrowed here.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}

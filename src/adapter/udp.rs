@@ -1,0 +1,182 @@
+//! The outer socket: UDP, batched by `recvmmsg` and `sendmmsg`.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use encap::DropReason;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::mmsg::{Mmsg, RecvOutcome};
+use crate::ports::{Batch, PacketIo, Transmit, Wake};
+
+/// Socket buffers, bytes. The kernel charges a 1,500-byte packet with up to 2,300 bytes and doubles what is
+/// asked for, so this holds some 14,000 packets: the full windows of three bulk TCP streams.
+const SOCKET_BUFFER: usize = 16 << 20;
+
+/// Wakes a thread that sleeps in `poll`.
+#[derive(Debug)]
+pub struct WakeFd(EventFd);
+
+impl WakeFd {
+    /// A fresh one, not yet rung.
+    pub fn new() -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self(EventFd::from_value_and_flags(0, flags).context("cannot create an eventfd")?))
+    }
+
+    /// Wakes every thread that waits, now and later: nobody reads the counter back.
+    pub fn ring(&self) -> Result<()> {
+        self.0.write(1).context("cannot ring the data path's eventfd").map(drop)
+    }
+}
+
+/// Sleeps until `fd` is readable (or in error: the next read says which) or `wake` rings.
+pub(super) fn wait_readable(fd: BorrowedFd<'_>, wake: &WakeFd) -> io::Result<Wake> {
+    loop {
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(wake.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) if fds[1].any() == Some(true) => return Ok(Wake::Stop),
+            Ok(_) => return Ok(Wake::Ready),
+        }
+    }
+}
+
+/// The UDP socket of the overlay, bound to the external interface's address.
+#[derive(Debug, Clone)]
+pub struct OuterSocket {
+    socket: Arc<Socket>,
+    port: u16,
+}
+
+/// What the kernel granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketBuffers {
+    /// Receive buffer as the kernel accounts it, bytes.
+    pub receive: usize,
+    /// Send buffer as the kernel accounts it, bytes.
+    pub send: usize,
+    /// Buffers beyond the system's limit needed CAP_NET_ADMIN in the first user namespace and were not granted.
+    pub limited: bool,
+}
+
+impl OuterSocket {
+    /// Binds `address:port`.
+    pub fn bind(address: IpAddr, port: u16) -> Result<Self> {
+        let at = SocketAddr::new(address, port);
+        let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))
+            .context("cannot create the UDP socket")?;
+        socket.set_nonblocking(true).context("cannot make the UDP socket non-blocking")?;
+        if let Err(error) = socket.bind(&at.into()) {
+            match error.kind() {
+                ErrorKind::AddrInUse => bail!(
+                    "UDP {at} is in use: another flannel runs here, or another program has the port \
+                     (`ss -lunp 'sport = :{port}'` names it); stop it, or set Backend.Port in net-conf.json on every node"
+                ),
+                ErrorKind::AddrNotAvailable => bail!(
+                    "UDP {at}: no interface has address {address} (any more): check --iface and --public-ip"
+                ),
+                _ => return Err(error).with_context(|| format!("cannot bind UDP {at}")),
+            }
+        }
+        Ok(Self { socket: Arc::new(socket), port })
+    }
+
+    /// Enlarges the buffers past the system's limit where allowed, else as far as it goes.
+    pub fn enlarge_buffers(&self) -> Result<SocketBuffers> {
+        let forced = setsockopt(&self.socket, sockopt::RcvBufForce, &SOCKET_BUFFER)
+            .and_then(|()| setsockopt(&self.socket, sockopt::SndBufForce, &SOCKET_BUFFER));
+        if forced.is_err() {
+            self.socket.set_recv_buffer_size(SOCKET_BUFFER).context("cannot set SO_RCVBUF")?;
+            self.socket.set_send_buffer_size(SOCKET_BUFFER).context("cannot set SO_SNDBUF")?;
+        }
+        Ok(SocketBuffers {
+            receive: self.socket.recv_buffer_size().context("cannot read SO_RCVBUF")?,
+            send: self.socket.send_buffer_size().context("cannot read SO_SNDBUF")?,
+            limited: forced.is_err(),
+        })
+    }
+
+    /// Datagrams that the kernel dropped because the receive buffer was full, since the socket was made.
+    pub fn overflows(&self) -> Option<u64> {
+        super::mmsg::receive_drops(&SockRef::from(&*self.socket)).ok().map(u64::from)
+    }
+
+    /// A handle for one data-path thread. `slots` is the largest batch.
+    pub fn io(&self, wake: &Arc<WakeFd>, slots: usize) -> UdpIo {
+        UdpIo { socket: self.clone(), wake: wake.clone(), messages: Mmsg::new(slots) }
+    }
+}
+
+/// The UDP socket as one side of the data path.
+#[derive(Debug)]
+pub struct UdpIo {
+    socket: OuterSocket,
+    wake: Arc<WakeFd>,
+    messages: Mmsg,
+}
+
+impl PacketIo for UdpIo {
+    fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
+        match self.messages.recv(self.socket.socket.as_fd(), batch) {
+            Ok(()) => Ok(()),
+            Err(RecvOutcome::Empty) => Ok(()),
+            Err(RecvOutcome::Failed(error)) => Err(error),
+        }
+    }
+
+    fn send(
+        &mut self,
+        batch: &Batch,
+        mut packets: &[Transmit],
+        mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
+    ) {
+        while !packets.is_empty() {
+            let sent = match self.messages.send(self.socket.socket.as_fd(), batch, packets, self.socket.port) {
+                Ok(sent) => sent,
+                Err(Errno::EINTR) => continue,
+                // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
+                Err(Errno::EAGAIN) if self.wait_writable() => continue,
+                Err(errno) => {
+                    if let Some(first) = packets.first() {
+                        outcome(first, Err(reason(errno)));
+                    }
+                    packets = packets.get(1..).unwrap_or_default();
+                    continue;
+                }
+            };
+            let (done, rest) = packets.split_at(sent.min(packets.len()));
+            done.iter().for_each(|packet| outcome(packet, Ok(())));
+            packets = rest;
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<Wake> {
+        wait_readable(self.socket.socket.as_fd(), &self.wake)
+    }
+}
+
+impl UdpIo {
+    /// Sleeps until the socket takes more; `false` when told to stop meanwhile.
+    fn wait_writable(&self) -> bool {
+        let fd = self.socket.socket.as_fd();
+        let mut fds = [PollFd::new(fd, PollFlags::POLLOUT), PollFd::new(self.wake.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE).is_ok() && fds[1].any() != Some(true)
+    }
+}
+
+fn reason(errno: Errno) -> DropReason {
+    match errno {
+        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropReason::QueueFull,
+        Errno::EMSGSIZE => DropReason::TooBig,
+        _ => DropReason::SendFailed,
+    }
+}

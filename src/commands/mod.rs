@@ -1,0 +1,17 @@
+//! Subcommands: what serves people beside the daemon.
+
+mod cleanup;
+pub mod routes;
+
+pub use cleanup::cleanup;
+
+use anyhow::Result;
+
+use crate::adapter::control::{self, Request};
+use crate::config::LogLevelArgs;
+
+/// `flanneld log-level`.
+pub fn log_level(args: &LogLevelArgs) -> Result<String> {
+    control::ask(&args.socket.subnet_file, &Request::LogLevel { filter: args.filter.clone() })?;
+    Ok(format!("log level is now {}", args.filter))
+}

@@ -1,0 +1,235 @@
+//! `flanneld routes`: the live map, as a table for people or as JSON for programs.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+
+use anyhow::{Context, Result};
+use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, TableStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::control::{self, Request};
+use crate::config::{OutputFormat, RoutesArgs};
+
+/// The live map. Field names are stable: programs read them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutesView {
+    /// Name of this node.
+    pub node: String,
+    /// Backend type.
+    pub backend: String,
+    /// Where leases come from.
+    pub source: String,
+    /// Answer of `/readyz`.
+    pub readiness: String,
+    /// Tunnel device.
+    pub tunnel: String,
+    /// Largest packet that fits the tunnel, bytes; 0 before the device is programmed.
+    pub mtu: u32,
+    /// One row per node, this one first.
+    pub routes: Vec<RouteView>,
+}
+
+/// One node of the map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteView {
+    /// Name of the node.
+    pub node: String,
+    /// Address that packets for it are sent to.
+    pub node_ip: Option<String>,
+    /// Its pod prefixes.
+    pub prefixes: Vec<String>,
+    /// How it stands.
+    pub state: RouteState,
+    /// Why, when it is not simply active.
+    pub note: Option<String>,
+    /// Sent to it.
+    pub tx: Traffic,
+    /// Received from it.
+    pub rx: Traffic,
+    /// When it was last heard, RFC 3339 in UTC, to the second.
+    pub last_seen: Option<String>,
+    /// The same as seconds before the answer was written.
+    pub last_seen_seconds_ago: Option<u64>,
+}
+
+/// How a node stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteState {
+    /// This node.
+    Own,
+    /// In the data path.
+    Active,
+    /// A lease that was not accepted; the note says why, and whether an earlier one stays in force.
+    Refused,
+    /// A node of another backend type.
+    Mismatch,
+}
+
+/// Packets and bytes of inner packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Asks the daemon and renders its answer.
+pub fn routes(args: &RoutesArgs) -> Result<String> {
+    let value = control::ask(&args.socket.subnet_file, &Request::Routes)?;
+    match args.output {
+        OutputFormat::Json => serde_json::to_string_pretty(&value).context("cannot print the answer"),
+        OutputFormat::Table => {
+            let view: RoutesView =
+                serde_json::from_value(value).context("the daemon's answer is not understood; is it another version?")?;
+            let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            Ok(render(&view, colour))
+        }
+    }
+}
+
+/// The table; plain text unless `colour`.
+pub fn render(view: &RoutesView, colour: bool) -> String {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new());
+    if colour {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    let bold = |text: &str| if colour { Cell::new(text).add_attribute(Attribute::Bold) } else { Cell::new(text) };
+    let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+    let headings = ["NODE", "NODE IP", "PREFIXES", "SENT", "", "RECEIVED", "", "LAST SEEN", "STATE"];
+    table.set_header(headings.map(bold));
+    for route in &view.routes {
+        let traffic = route.state != RouteState::Own;
+        let count = |n: u64| right(if traffic { n.to_string() } else { "-".into() });
+        let volume = |n: u64| right(if traffic { bytes(n) } else { String::new() });
+        table.add_row([
+            Cell::new(&route.node),
+            Cell::new(route.node_ip.as_deref().unwrap_or("-")),
+            Cell::new(if route.prefixes.is_empty() { "-".into() } else { route.prefixes.join(" ") }),
+            count(route.tx.packets),
+            volume(route.tx.bytes),
+            count(route.rx.packets),
+            volume(route.rx.bytes),
+            Cell::new(if traffic { ago(route.last_seen_seconds_ago) } else { "-".into() }),
+            state(route.state, colour),
+        ]);
+    }
+    let mut text = format!(
+        "{} · {} · {} (MTU {}) · leases from {}\n{}\n\n{}\n",
+        view.node,
+        view.readiness,
+        view.tunnel,
+        view.mtu,
+        view.source,
+        format_args!("backend {}", view.backend),
+        table.trim_fmt()
+    );
+    for route in &view.routes {
+        if let Some(note) = &route.note {
+            let _ = writeln!(text, "{}: {note}", route.node);
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+fn state(state: RouteState, colour: bool) -> Cell {
+    let (word, paint) = match state {
+        RouteState::Own => ("this node", Color::Cyan),
+        RouteState::Active => ("active", Color::Green),
+        RouteState::Refused => ("refused", Color::Red),
+        RouteState::Mismatch => ("other backend", Color::Yellow),
+    };
+    if colour { Cell::new(word).fg(paint) } else { Cell::new(word) }
+}
+
+/// Bytes with a binary unit, three digits.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+fn ago(seconds: Option<u64>) -> String {
+    match seconds {
+        None => "never".into(),
+        Some(s @ 0..=1) => format!("{s}s ago"),
+        Some(s @ 2..=119) => format!("{s}s ago"),
+        Some(s @ 120..=7199) => format!("{}m ago", s / 60),
+        Some(s) => format!("{}h ago", s / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view() -> RoutesView {
+        let quiet = RouteView {
+            node: "n1".into(),
+            node_ip: Some("192.168.77.1".into()),
+            prefixes: vec!["10.244.1.0/24".into()],
+            state: RouteState::Own,
+            note: None,
+            tx: Traffic::default(),
+            rx: Traffic::default(),
+            last_seen: None,
+            last_seen_seconds_ago: None,
+        };
+        let busy = RouteView {
+            node: "n2".into(),
+            state: RouteState::Active,
+            tx: Traffic { packets: 12, bytes: 1536 },
+            last_seen_seconds_ago: Some(3),
+            ..quiet.clone()
+        };
+        let bad = RouteView {
+            node: "n3".into(),
+            node_ip: None,
+            prefixes: Vec::new(),
+            state: RouteState::Refused,
+            note: Some("public-ip 127.0.0.1 is a loopback address".into()),
+            ..quiet.clone()
+        };
+        RoutesView {
+            node: "n1".into(),
+            backend: "udp".into(),
+            source: "nodes.yaml".into(),
+            readiness: "flanneld is ready".into(),
+            tunnel: "flannel0".into(),
+            mtu: 1472,
+            routes: vec![quiet, busy, bad],
+        }
+    }
+
+    #[test]
+    fn the_table_is_plain_when_piped_and_says_why_a_node_is_refused() {
+        let text = render(&view(), false);
+        assert!(!text.contains('\u{1b}'), "{text}");
+        for part in ["NODE IP", "10.244.1.0/24", "1.5 KiB", "3s ago", "never", "n3: public-ip 127.0.0.1 is a loopback"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_terminal_gets_colour() {
+        assert!(render(&view(), true).contains("\u{1b}["));
+    }
+
+    #[test]
+    fn json_names_are_stable() {
+        let json = serde_json::to_value(view()).unwrap();
+        assert_eq!(json["routes"][1]["tx"]["packets"], 12);
+        assert_eq!(json["routes"][2]["state"], "refused");
+        assert_eq!(serde_json::from_value::<RoutesView>(json).unwrap(), view());
+    }
+}

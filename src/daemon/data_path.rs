@@ -1,0 +1,157 @@
+//! Starts the data-path threads on a tunnel device, and replaces them when device or socket fail.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::adapter::tun::TunDevice;
+use crate::adapter::udp::{OuterSocket, WakeFd};
+use crate::dataplane::{self, BATCH, Shared};
+
+/// A device that fails again and again is opened this often at most.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where the overlay's datagrams come in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Endpoint {
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+}
+
+/// The data path and what it runs on.
+pub(super) struct DataPath {
+    shared: Arc<Shared>,
+    socket: OuterSocket,
+    running: Option<Running>,
+    exits: mpsc::UnboundedSender<Exit>,
+}
+
+struct Running {
+    device: u32,
+    wake: Arc<WakeFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A thread that ended although nobody told it to.
+#[derive(Debug)]
+pub(super) struct Exit {
+    /// Index of the tunnel device that it ran on.
+    pub(super) device: u32,
+    /// Why, in words.
+    pub(super) cause: String,
+}
+
+impl DataPath {
+    /// Binds the socket; threads start with the first [`DataPath::start`].
+    pub(super) fn bind(
+        shared: Arc<Shared>,
+        endpoint: Endpoint,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Exit>)> {
+        let socket = bind(endpoint)?;
+        let (exits, receiver) = mpsc::unbounded_channel();
+        Ok((Self { shared, socket, running: None, exits }, receiver))
+    }
+
+    /// Datagrams lost to a full receive buffer since the socket was bound.
+    pub(super) fn overflows(&self) -> Option<u64> {
+        self.socket.overflows()
+    }
+
+    /// Runs on `device` from now on.
+    pub(super) fn start(&mut self, device: &TunDevice) -> Result<()> {
+        self.stop();
+        self.shared.resume();
+        let wake = Arc::new(WakeFd::new()?);
+        let io = || (device.io(&wake), self.socket.io(&wake, BATCH));
+        let (mut tun, mut udp) = io();
+        let shared = self.shared.clone();
+        let tx = self.spawn("tun-to-udp", device.index(), move || {
+            dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns())
+        })?;
+        let (mut tun, mut udp) = io();
+        let shared = self.shared.clone();
+        let rx = self.spawn("udp-to-tun", device.index(), move || {
+            dataplane::decapsulate(&shared, &mut udp, &mut tun)
+        });
+        let mut threads = vec![tx];
+        let rx = rx.map(|rx| threads.push(rx));
+        self.running = Some(Running { device: device.index(), wake, threads });
+        rx
+    }
+
+    fn spawn(
+        &self,
+        name: &'static str,
+        device: u32,
+        body: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<JoinHandle<()>> {
+        let exits = self.exits.clone();
+        let work = move || {
+            if let Err(failure) = body() {
+                // Nobody listens any more at shutdown.
+                let _ = exits.send(Exit { device, cause: format!("thread {name} ended: {failure}") });
+            }
+        };
+        std::thread::Builder::new().name(name.into()).spawn(work).with_context(|| format!("cannot start {name}"))
+    }
+
+    /// Stops the threads and lets go of the device; the socket stays bound.
+    pub(super) fn stop(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        self.shared.stop();
+        if let Err(failure) = running.wake.ring() {
+            error!("{failure:#}");
+            return;
+        }
+        for thread in running.threads {
+            if thread.join().is_err() {
+                error!("a data-path thread panicked");
+            }
+        }
+    }
+
+    /// Cleans up after a thread that ended by itself. `true` when its device must be opened again.
+    pub(super) async fn recover(&mut self, exit: &Exit) -> bool {
+        if self.running.as_ref().is_none_or(|running| running.device != exit.device) {
+            // Already replaced: somebody deleted the device and the next one is in use.
+            return false;
+        }
+        warn!(cause = exit.cause, "the data path stopped and is started again");
+        self.stop();
+        tokio::time::sleep(RESTART_PAUSE).await;
+        true
+    }
+}
+
+impl Drop for DataPath {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn bind(endpoint: Endpoint) -> Result<OuterSocket> {
+    let socket = OuterSocket::bind(endpoint.address, endpoint.port)?;
+    let buffers = socket.enlarge_buffers()?;
+    if buffers.limited {
+        warn!(
+            receive = buffers.receive,
+            send = buffers.send,
+            "socket buffers are limited by net.core.rmem_max and wmem_max and will lose bursts: \
+             raise both to 16777216, or give the daemon CAP_NET_ADMIN in the host's user namespace"
+        );
+    }
+    info!(address = %endpoint.address, port = endpoint.port, receive_buffer = buffers.receive, "UDP socket is bound");
+    Ok(socket)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the wiring place hands the clock to the data path")]
+fn monotonic_ns() -> impl Fn() -> u64 {
+    let start = Instant::now();
+    move || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}

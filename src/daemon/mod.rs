@@ -1,0 +1,244 @@
+//! The one wiring place: builds state and adapters, spawns the loops, and ends them in order.
+
+mod data_path;
+mod serve;
+mod state;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rtnetlink::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+use tracing::{info, warn};
+
+use self::data_path::{DataPath, Endpoint, Exit};
+use self::state::{State, TUNNEL};
+use crate::adapter::lock::RunLock;
+use crate::adapter::netlink::{self, LinuxKernel};
+use crate::adapter::nodes_file::NodesFile;
+use crate::adapter::tun::TunDevice;
+use crate::adapter::{control, file, http, interfaces};
+use crate::config::iface::{ExternalInterface, Wish, choose};
+use crate::config::netconf::{BackendConf, NetConf};
+use crate::config::{LeaseSource as Source, Run};
+use crate::lease::NodeFacts;
+use crate::ports::LeaseSource;
+use crate::reconcile;
+use crate::telemetry::log::LogControl;
+use crate::telemetry::metrics::Metrics;
+
+/// Largest net-conf.json.
+const NET_CONF_LIMIT: u64 = 1 << 20;
+
+/// How often counters are folded into per-peer state.
+const FOLD: Duration = Duration::from_secs(1);
+
+/// Runs the daemon until it is told to stop.
+pub async fn run(run: Run, log: LogControl) -> Result<()> {
+    let [version, commit] = crate::VERSION;
+    info!(version, commit, "flanneld (Loden) starts");
+    let source = run.args.lease_source()?;
+    let node = run.own_node()?.to_owned();
+    let conf = read_net_conf(&run.args.net_config_path)?;
+    let _lock = RunLock::take(&run.args.subnet_file)?;
+    let subnet_file = run.args.subnet_file.clone();
+
+    let mut leases = match &source {
+        Source::NodesFile(path) => NodesFile::new(path, run.args.kube_annotation_prefix.clone()),
+        Source::Kubernetes => bail!(
+            "--kube-subnet-mgr is not supported by this version: write the Nodes to a file with \
+             `kubectl get nodes -o yaml` and give it with --nodes-file"
+        ),
+    };
+    let Source::NodesFile(name) = &source else { bail!("no source of leases") };
+    let state = Rc::new(State::new(node, name.display().to_string(), run.args, conf)?);
+    serve_endpoints(&state, log).await?;
+
+    let outcome = tokio::select! {
+        outcome = work(&state, &mut leases) => outcome,
+        outcome = told_to_stop() => outcome,
+    };
+    // Kernel state stays: pods keep their addresses and rules, and the next daemon takes over.
+    let _ = file::remove(&control::path(&subnet_file));
+    outcome
+}
+
+fn read_net_conf(path: &Path) -> Result<NetConf> {
+    let text = file::read(path, NET_CONF_LIMIT).context("--net-config-path")?;
+    let (conf, warnings) = NetConf::parse(&text).with_context(|| path.display().to_string())?;
+    for warning in warnings {
+        warn!("{}: {warning}", path.display());
+    }
+    Ok(conf)
+}
+
+/// Binds the admin endpoint and the local socket, and serves both from now on: also while waiting.
+async fn serve_endpoints(state: &Rc<State>, log: LogControl) -> Result<()> {
+    let args = &state.args;
+    if args.healthz_port != 0 {
+        let listener = http::bind(SocketAddr::new(args.healthz_ip, args.healthz_port)).await?;
+        let state = state.clone();
+        spawn_local(http::serve(listener, move |path| serve::admin(&state, path)));
+    }
+    let listener = control::bind(&control::path(&args.subnet_file))?;
+    let state = state.clone();
+    spawn_local(control::serve(listener, move |request| serve::control(&state, &log, request)));
+    Ok(())
+}
+
+async fn told_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    info!(signal = name, "stopping; kernel state other than the tunnel device stays");
+    notify(sd_notify::NotifyState::Stopping);
+    Ok(())
+}
+
+/// From the first lease to the end.
+async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
+    let handle = netlink::connect()?;
+    // What can be refused without knowing the own lease is refused at once.
+    if asks_for_interface(state) {
+        external_interface(state, &handle, None).await?;
+    }
+    while !state.has_own_lease() {
+        state.absorb(leases.next().await);
+    }
+    let facts = state.snapshot().own_facts.clone();
+    let external = external_interface(state, &handle, facts.as_deref()).await?;
+    info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
+    let address = external.addr.map(IpAddr::V4).context(
+        "the UDP backend carries its packets over IPv4, and the external interface has no IPv4 address: \
+         choose another with --iface",
+    )?;
+
+    let BackendConf::Udp { port } = state.conf.backend;
+    let (mut data_path, mut exits) = DataPath::bind(state.shared.clone(), Endpoint { address, port })?;
+    let tunnel = TunDevice::open(TUNNEL)?;
+    data_path.start(&tunnel)?;
+    let mut tunnel_index = tunnel.index();
+    let (opened, mut openings) = mpsc::unbounded_channel();
+    let (failed, failures) = mpsc::unbounded_channel();
+    let kernel = LinuxKernel::new(handle.clone(), tunnel, opened, failures)?;
+    let public = external.public_ip.map(IpAddr::V4);
+    state.set_external(external.index, &[Some(address), public].into_iter().flatten().collect::<Vec<_>>());
+
+    let mut programming = spawn_local(program(state.clone(), kernel));
+    let mut fold = tokio::time::interval(FOLD);
+    let (mut socket_drops, mut tunnel_drops) = (0, 0);
+    loop {
+        tokio::select! {
+            arrival = leases.next() => state.absorb(arrival),
+            Some(device) = openings.recv() => {
+                tunnel_index = device.index();
+                tunnel_drops = 0;
+                restart(state, &mut data_path, &device);
+            }
+            Some(exit) = exits.recv() => give_up_device(state, &mut data_path, &exit, &failed).await,
+            _ = fold.tick() => {
+                serve::fold(state);
+                if let Some(now) = data_path.overflows() {
+                    Metrics::follow(&state.metrics.socket_overflows, &mut socket_drops, now);
+                }
+                if let Some(now) = netlink::queue_drops(&handle, tunnel_index).await {
+                    Metrics::follow(&state.metrics.tunnel_overflows, &mut tunnel_drops, now);
+                }
+            }
+            ended = &mut programming => {
+                ended.context("the loop that programs the kernel failed")?;
+                bail!("the loop that programs the kernel ended");
+            }
+        }
+    }
+}
+
+/// Runs the reconcile loop, and says so when everything is in place for the first time.
+#[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+async fn program(state: Rc<State>, kernel: LinuxKernel) {
+    let begun = state.clone();
+    let begin = move || begun.health.borrow_mut().busy_since = Some(std::time::Instant::now());
+    let goals = state.goals.subscribe();
+    let report = |pass: &reconcile::Pass| {
+        state.health.borrow_mut().busy_since = None;
+        if state.passed(pass) {
+            info!(tunnel = TUNNEL, mtu = state.mtu.get(), "ready");
+            notify(sd_notify::NotifyState::Ready);
+        }
+    };
+    reconcile::run(kernel, goals, begin, report).await;
+}
+
+fn restart(state: &State, data_path: &mut DataPath, device: &TunDevice) {
+    let started = data_path.start(device).map_err(|error| format!("{error:#}"));
+    if let Err(text) = &started {
+        warn!("{text}");
+    }
+    state.health.borrow_mut().data_path_trouble = started.err();
+}
+
+async fn give_up_device(
+    state: &State,
+    data_path: &mut DataPath,
+    exit: &Exit,
+    failed: &mpsc::UnboundedSender<u32>,
+) {
+    if data_path.recover(exit).await {
+        state.health.borrow_mut().data_path_trouble = Some(exit.cause.clone());
+        // The kernel loop opens the device again, and the fresh one comes back to us.
+        let _ = failed.send(exit.device);
+    }
+}
+
+fn asks_for_interface(state: &State) -> bool {
+    let args = &state.args;
+    !args.iface.is_empty() || !args.iface_regex.is_empty() || args.iface_can_reach.is_some()
+}
+
+async fn external_interface(
+    state: &State,
+    handle: &Handle,
+    facts: Option<&NodeFacts>,
+) -> Result<ExternalInterface> {
+    let args = &state.args;
+    let interfaces = interfaces::list(handle).await?;
+    let can_reach = match args.iface_can_reach {
+        Some(address) => Some((address, interfaces::reaching(handle, address).await)),
+        None => None,
+    };
+    let annotation = |value: Option<&String>| value.and_then(|text| text.trim().parse::<IpAddr>().ok());
+    let annotated: Vec<IpAddr> = facts
+        .iter()
+        .flat_map(|facts| [&facts.annotations.public_ip, &facts.annotations.public_ipv6])
+        .filter_map(|value| annotation(value.as_ref()))
+        .collect();
+    let forced = facts.map(|facts| &facts.annotations);
+    let forced_v4 = forced.and_then(|forced| forced.node_public_ip.as_ref()?.trim().parse().ok());
+    let forced_v6 = forced.and_then(|forced| forced.node_public_ipv6.as_ref()?.trim().parse().ok());
+    let wish = Wish {
+        iface: &args.iface,
+        iface_regex: &args.iface_regex,
+        can_reach,
+        public_ip: forced_v4.or(args.public_ip),
+        public_ip6: forced_v6.or(args.public_ipv6),
+        annotated: &annotated,
+        internal_ips: facts.map_or(&[], |facts| facts.internal_ips.as_slice()),
+        default_route: interfaces::default_route(handle).await?,
+    };
+    Ok(choose(&interfaces, &wish)?)
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    // Without systemd there is nobody to tell, and nothing depends on it.
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!("cannot tell systemd: {error}");
+    }
+}

@@ -1,0 +1,131 @@
+//! Answers of the admin endpoint and of the local socket.
+
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result};
+
+use super::state::{State, TUNNEL};
+use crate::adapter::control::Request;
+use crate::adapter::http::Answer;
+use crate::commands::routes::{RouteState, RouteView, RoutesView, Traffic};
+use crate::dataplane::PeerTotals;
+use crate::lease::{Lease, Snapshot};
+use crate::telemetry::health::Readiness;
+use crate::telemetry::log::LogControl;
+
+/// Folds the data path's counters into the state of each peer.
+#[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+pub(super) fn fold(state: &State) {
+    let snapshot = state.snapshot();
+    state.peers.fold(&state.shared, snapshot.peers.iter().map(|lease| lease.id), SystemTime::now());
+}
+
+/// Answers a GET of the admin endpoint; `None` for an unknown path.
+#[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+pub(super) fn admin(state: &State, path: &str) -> Option<Answer> {
+    let readiness = state.health.borrow().readiness();
+    match path {
+        "/healthz" => Some(match state.health.borrow().stuck(Instant::now()) {
+            None => Answer::text(200, "flanneld is running"),
+            Some(reason) => Answer::text(500, format!("flanneld is stuck: {reason}")),
+        }),
+        "/readyz" => {
+            let (status, body) = readiness.answer();
+            Some(Answer::text(status, body))
+        }
+        "/metrics" => {
+            state.metrics.ready.set(i64::from(!matches!(readiness, Readiness::NotReady(_))));
+            Some(match state.metrics.render() {
+                Ok(body) => Answer { status: 200, content_type: prometheus::TEXT_FORMAT, body },
+                Err(error) => Answer::text(500, format!("{error:#}")),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Answers a request of the local socket.
+pub(super) fn control(state: &State, log: &LogControl, request: Request) -> Result<serde_json::Value> {
+    match request {
+        Request::Routes => {
+            fold(state);
+            serde_json::to_value(view(state)).context("cannot write the answer")
+        }
+        Request::LogLevel { filter } => {
+            log.set(&filter)?;
+            tracing::info!(filter, "log level changed");
+            Ok(serde_json::Value::Null)
+        }
+    }
+}
+
+fn view(state: &State) -> RoutesView {
+    let snapshot = state.snapshot();
+    let mut routes = vec![own(state, &snapshot)];
+    routes.extend(snapshot.peers.iter().map(|lease| active(state, &snapshot, lease)));
+    let others = snapshot.refused.iter().filter(|refusal| refusal.node != state.node && !refusal.kept);
+    routes.extend(others.map(|refusal| bare(&refusal.node, RouteState::Refused, refusal.to_string())));
+    let mismatched = snapshot.mismatched.iter();
+    routes.extend(mismatched.map(|mismatch| bare(&mismatch.node, RouteState::Mismatch, mismatch.to_string())));
+    RoutesView {
+        node: state.node.clone(),
+        backend: state.conf.backend.name().into(),
+        source: state.source.clone(),
+        readiness: state.health.borrow().readiness().answer().1,
+        tunnel: TUNNEL.into(),
+        mtu: state.mtu.get().into(),
+        routes,
+    }
+}
+
+fn own(state: &State, snapshot: &Snapshot) -> RouteView {
+    let health = state.health.borrow();
+    let note = health.own_trouble.clone().or_else(|| health.waiting.clone()).unwrap_or_default();
+    RouteView {
+        prefixes: state.own_prefixes().iter().map(ToString::to_string).collect(),
+        node_ip: snapshot.own_facts.as_ref().and_then(|facts| facts.internal_ips.first()).map(ToString::to_string),
+        note: (!note.is_empty()).then_some(note),
+        ..bare(&state.node, RouteState::Own, String::new())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+fn active(state: &State, snapshot: &Snapshot, lease: &Lease) -> RouteView {
+    let peer = state.peers.get(lease.id);
+    let age = peer.last_seen.map(|seen| SystemTime::now().duration_since(seen).unwrap_or_default());
+    let kept = snapshot.refused.iter().find(|refusal| refusal.node == lease.node);
+    RouteView {
+        node: lease.node.clone(),
+        node_ip: Some(lease.public_ip.to_string()),
+        prefixes: lease.prefixes.iter().map(ToString::to_string).collect(),
+        state: RouteState::Active,
+        note: kept.map(ToString::to_string),
+        tx: traffic(peer.tx),
+        rx: traffic(peer.rx),
+        last_seen: peer.last_seen.and_then(|seen| timestamp(seen).ok()),
+        last_seen_seconds_ago: age.map(|age| age.as_secs()),
+    }
+}
+
+fn bare(node: &str, state: RouteState, note: String) -> RouteView {
+    RouteView {
+        node: node.to_owned(),
+        node_ip: None,
+        prefixes: Vec::new(),
+        state,
+        note: Some(note),
+        tx: Traffic::default(),
+        rx: Traffic::default(),
+        last_seen: None,
+        last_seen_seconds_ago: None,
+    }
+}
+
+fn traffic(totals: PeerTotals) -> Traffic {
+    Traffic { packets: totals.packets, bytes: totals.bytes }
+}
+
+fn timestamp(time: SystemTime) -> Result<String> {
+    let stamp = jiff::Timestamp::try_from(time).context("a time out of range")?;
+    Ok(stamp.round(jiff::Unit::Second).context("a time out of range")?.to_string())
+}

@@ -1,0 +1,331 @@
+//! What the daemon knows, and how news travels: lease source -> index -> forwarding table and kernel goal.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use encap::{Encapsulation, Family, PeerId, Prefix};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::adapter::file;
+use crate::config::DaemonArgs;
+use crate::config::netconf::NetConf;
+use crate::dataplane::{Shared, Table};
+use crate::lease::subnet_env::{Subnet, SubnetEnv};
+use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
+use crate::plan::{Intent, Masquerade};
+use crate::ports::{Arrival, LeaseEvent};
+use crate::reconcile::{Goal, Pass};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::peers::Peers;
+
+/// Name of the tunnel device, as flannel's UDP backend names it.
+pub(super) const TUNNEL: &str = "flannel0";
+
+/// The control plane's state. One thread owns it; no borrow lives across an `await`.
+pub(super) struct State {
+    pub(super) node: String,
+    pub(super) source: String,
+    pub(super) args: DaemonArgs,
+    pub(super) conf: NetConf,
+    pub(super) shared: Arc<Shared>,
+    pub(super) metrics: Metrics,
+    pub(super) peers: Peers,
+    pub(super) health: RefCell<Health>,
+    pub(super) goals: watch::Sender<Option<Goal>>,
+    /// MTU of the tunnel, bytes; 0 before the device is there.
+    pub(super) mtu: Cell<u16>,
+    index: RefCell<LeaseIndex>,
+    snapshot: RefCell<Arc<Snapshot>>,
+    /// The last usable own prefixes: they stay in force when the own Node is deleted or spoiled.
+    own: RefCell<Vec<Prefix>>,
+    external: Cell<Option<u32>>,
+    /// Refusals and mismatches that were logged, so that each is logged once.
+    complaints: RefCell<BTreeSet<String>>,
+    subnet_env: RefCell<Option<String>>,
+}
+
+impl State {
+    pub(super) fn new(node: String, source: String, args: DaemonArgs, conf: NetConf) -> Result<Self> {
+        let shared = Shared::new(conf.source_check);
+        let mut index = LeaseIndex::new(IndexConfig {
+            own_node: node.clone(),
+            networks: conf.networks(),
+            backend_type: conf.backend.annotation(),
+        });
+        let waiting = Some(format!("waiting for {source} to be read"));
+        Ok(Self {
+            metrics: Metrics::new(shared.clone(), &Reason::LABELS)?,
+            peers: Peers::default(),
+            health: RefCell::new(Health { waiting, ..Health::default() }),
+            goals: watch::Sender::new(None),
+            mtu: Cell::new(0),
+            snapshot: RefCell::new(index.snapshot()),
+            index: RefCell::new(index),
+            own: RefCell::default(),
+            external: Cell::new(None),
+            complaints: RefCell::default(),
+            subnet_env: RefCell::default(),
+            node,
+            source,
+            args,
+            conf,
+            shared,
+        })
+    }
+
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Whether there is an own lease to work with.
+    pub(super) fn has_own_lease(&self) -> bool {
+        !self.own.borrow().is_empty()
+    }
+
+    /// The own prefixes in force.
+    pub(super) fn own_prefixes(&self) -> Vec<Prefix> {
+        self.own.borrow().clone()
+    }
+
+    /// Takes in what the lease source said, up to and including the data path.
+    pub(super) fn absorb(&self, arrival: Arrival) {
+        let change = {
+            let mut index = self.index.borrow_mut();
+            match arrival.event {
+                LeaseEvent::Reset(nodes) => index.reset(nodes),
+                LeaseEvent::Apply(node) => index.apply(*node),
+                LeaseEvent::Delete(name) => index.delete(&name),
+                LeaseEvent::Trouble(text) => {
+                    warn!("leases stay as they are: {text}");
+                    self.health.borrow_mut().source_trouble = Some(text);
+                    self.metrics.source_up.set(0);
+                    self.refresh_waiting();
+                    return;
+                }
+            }
+        };
+        if self.health.borrow_mut().source_trouble.take().is_some() {
+            info!(source = self.source, "leases can be read again");
+        }
+        self.metrics.source_up.set(1);
+        self.adopt(&change, Some(arrival.at));
+    }
+
+    /// Says which addresses are ours and which interface carries the overlay.
+    pub(super) fn set_external(&self, interface: u32, addresses: &[IpAddr]) {
+        self.external.set(Some(interface));
+        let change = self.index.borrow_mut().set_own_addresses(addresses);
+        self.adopt(&change, None);
+        self.publish_goal();
+    }
+
+    fn adopt(&self, change: &Change, since: Option<Instant>) {
+        *self.snapshot.borrow_mut() = self.index.borrow_mut().snapshot();
+        self.adopt_own();
+        if change.moves_packets() {
+            self.publish_table();
+            if let Some(since) = since {
+                self.metrics.observe_latency(since.elapsed());
+            }
+            info!(
+                added = change.added,
+                removed = change.removed,
+                changed = change.changed,
+                peers = self.snapshot().peers.len(),
+                "leases changed"
+            );
+        }
+        self.note(change);
+    }
+
+    /// Takes over the own lease if it is usable, and says what is the matter if it is not.
+    fn adopt_own(&self) {
+        let snapshot = self.snapshot();
+        if let OwnLease::Ready(prefixes) = &snapshot.own
+            && *self.own.borrow() != *prefixes
+        {
+            info!(node = self.node, prefixes = ?Text(prefixes), "own lease");
+            self.own.replace(prefixes.clone());
+            self.publish_goal();
+        }
+        let kept = snapshot.refused.iter().find(|refusal| refusal.node == self.node);
+        let trouble = match &snapshot.own {
+            OwnLease::Ready(_) => kept.map(ToString::to_string),
+            OwnLease::Missing => Some(format!("node {} is not in {}", self.node, self.source)),
+            OwnLease::NoPodCidr => Some(format!("node {} has no podCIDR yet; {}", self.node, Reason::NoPodCidr.remedy())),
+            OwnLease::Bad(refusal) => Some(refusal.to_string()),
+        };
+        let mut health = self.health.borrow_mut();
+        if health.own_trouble != trouble
+            && let Some(text) = &trouble
+        {
+            let meanwhile = if self.has_own_lease() { "the data path goes on with the last lease" } else { "waiting" };
+            warn!("{text}: {meanwhile}");
+        }
+        health.own_trouble = trouble;
+        drop(health);
+        self.refresh_waiting();
+    }
+
+    fn refresh_waiting(&self) {
+        let mut health = self.health.borrow_mut();
+        health.waiting = if self.has_own_lease() {
+            None
+        } else {
+            let reason = health.source_trouble.clone().or_else(|| health.own_trouble.clone());
+            Some(format!("waiting: {}", reason.unwrap_or_else(|| "no own lease yet".into())))
+        };
+    }
+
+    /// Builds the forwarding table from the snapshot and puts it in force.
+    pub(super) fn publish_table(&self) {
+        let mut snapshot = self.snapshot();
+        let own = self.own.borrow();
+        if !matches!(snapshot.own, OwnLease::Ready(_)) && !own.is_empty() {
+            Arc::make_mut(&mut snapshot).own = OwnLease::Ready(own.clone());
+        }
+        let base = |v4: bool| own.iter().find(|prefix| prefix.is_ipv4() == v4).map(Prefix::addr);
+        let fib = fib::fib(&snapshot, &self.conf.networks(), self.mtu.get());
+        self.shared.publish(Table { fib, own_v4: base(true), own_v6: base(false) });
+    }
+
+    fn publish_goal(&self) {
+        let own = self.own.borrow();
+        let Some(external) = self.external.get().filter(|_| !own.is_empty()) else { return };
+        let masquerade = Masquerade { fully_random: !self.args.ip_masq_fully_random_disable };
+        let intent = Intent {
+            tunnel: TUNNEL.into(),
+            encapsulation: Encapsulation::Udp,
+            underlay: Family::V4,
+            networks: self.conf.networks(),
+            own_prefixes: own.clone(),
+            masquerade: self.args.ip_masq.then_some(masquerade),
+            forward: self.args.iptables_forward_rules,
+        };
+        self.goals.send_if_modified(|goal| {
+            let next = Some(Goal { intent, external });
+            let modified = *goal != next;
+            *goal = next;
+            modified
+        });
+    }
+
+    /// Brings metrics, health and log up to the snapshot.
+    fn note(&self, change: &Change) {
+        let snapshot = self.snapshot();
+        for (label, count) in [("added", change.added), ("removed", change.removed), ("changed", change.changed)] {
+            self.metrics.lease_changes.with_label_values(&[label]).inc_by(count as u64);
+        }
+        self.metrics.leases.set((snapshot.peers.len() + usize::from(self.has_own_lease())) as i64);
+        self.metrics.mismatched.set(snapshot.mismatched.len() as i64);
+        for label in Reason::LABELS {
+            let count = snapshot.refused.iter().filter(|refusal| refusal.reason.as_str() == label).count();
+            self.metrics.refused.with_label_values(&[label]).set(count as i64);
+        }
+        let ids: BTreeSet<PeerId> = snapshot.peers.iter().map(|lease| lease.id).collect();
+        self.peers.retain(|peer| ids.contains(&peer));
+        self.complain(&snapshot);
+        let mut health = self.health.borrow_mut();
+        health.refused = snapshot.refused.iter().filter(|refusal| refusal.node != self.node).count();
+        health.mismatched = snapshot.mismatched.len();
+    }
+
+    fn complain(&self, snapshot: &Snapshot) {
+        let others = snapshot.refused.iter().filter(|refusal| refusal.node != self.node);
+        let texts = others.map(ToString::to_string).chain(snapshot.mismatched.iter().map(ToString::to_string));
+        let now: BTreeSet<String> = texts.collect();
+        for text in now.difference(&self.complaints.borrow()) {
+            warn!("{text}");
+        }
+        self.complaints.replace(now);
+    }
+
+    /// Takes in what a pass over the kernel did. `true` when the kernel holds everything for the first time.
+    pub(super) fn passed(&self, pass: &Pass) -> bool {
+        for op in &pass.done {
+            if pass.repair {
+                warn!(?op, "repaired: somebody else had changed this");
+            } else {
+                debug!(?op, "applied");
+            }
+        }
+        if pass.repair {
+            pass.objects().for_each(|object| self.metrics.repairs.with_label_values(&[object.as_str()]).inc());
+        }
+        self.metrics.kernel_errors.inc_by(pass.errors.len() as u64);
+        let trouble = (!pass.converged()).then(|| pass.errors.join("; "));
+        if let Some(text) = &trouble
+            && self.health.borrow().kernel_trouble != trouble
+        {
+            warn!("the kernel is not as it should be: {text}");
+        }
+        self.health.borrow_mut().kernel_trouble = trouble;
+        if let Some(desired) = &pass.desired {
+            self.follow_mtu(desired.tunnel.mtu);
+        }
+        if !pass.converged() {
+            return false;
+        }
+        self.write_subnet_env();
+        !std::mem::replace(&mut self.health.borrow_mut().applied, true)
+    }
+
+    fn follow_mtu(&self, mtu: u32) {
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        if self.mtu.replace(mtu) != mtu {
+            self.metrics.tunnel_mtu.set(mtu.into());
+            self.publish_table();
+        }
+    }
+
+    /// Writes subnet.env when its content changed. Pods are created from it, so it comes after the data path.
+    fn write_subnet_env(&self) {
+        let text = self.render_subnet_env();
+        if self.subnet_env.borrow().as_ref() == Some(&text) {
+            return;
+        }
+        let path: &PathBuf = &self.args.subnet_file;
+        let written = file::replace(path, &text).context("--subnet-file");
+        let mut health = self.health.borrow_mut();
+        health.subnet_file_trouble = written.as_ref().err().map(|error| format!("{error:#}"));
+        match written {
+            Ok(()) => {
+                info!(path = %path.display(), mtu = self.mtu.get(), "subnet file is written");
+                self.subnet_env.replace(Some(text));
+            }
+            Err(error) => warn!("{error:#}"),
+        }
+    }
+
+    fn render_subnet_env(&self) -> String {
+        let own = self.own.borrow();
+        let family = |network: Option<Prefix>| {
+            let network = network?;
+            let subnet = own.iter().copied().find(|own| network.covers(own))?;
+            Some(Subnet { network, subnet })
+        };
+        let env = SubnetEnv {
+            v4: family(self.conf.network),
+            v6: family(self.conf.ipv6_network),
+            mtu: self.mtu.get(),
+            ip_masq: self.args.ip_masq,
+        };
+        env.to_string()
+    }
+}
+
+/// Prefixes in their usual form inside a log field.
+struct Text<'a>(&'a [Prefix]);
+
+impl std::fmt::Debug for Text<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|prefix| format_args!("{prefix}").to_string())).finish()
+    }
+}

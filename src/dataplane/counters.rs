@@ -1,0 +1,161 @@
+//! Counters that one data-path thread writes and others read.
+//!
+//! Each thread has a [`Lane`] of its own, so an increment is a plain load and store, never a locked instruction,
+//! and no cache line is shared between writers.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use encap::{DropReason, PeerId};
+
+/// Peers per block of counters.
+const BLOCK: usize = 256;
+
+/// Blocks per lane; 65,536 peers is thirteen times the largest cluster that Kubernetes supports.
+const BLOCKS: usize = 256;
+
+/// Upper bounds of the batch-size histogram, packets.
+pub const BATCH_BOUNDS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+
+/// Counters of one direction, written by one thread.
+///
+/// 128 bytes, because Intel's prefetcher fetches cache lines in pairs.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Lane {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    answers: AtomicU64,
+    drops: [AtomicU64; DropReason::COUNT],
+    flagged: [AtomicU64; DropReason::COUNT],
+    received: AtomicU64,
+    batches: [AtomicU64; BATCH_BOUNDS.len()],
+    peers: Box<[OnceLock<Box<[PeerCell]>>]>,
+}
+
+#[derive(Debug, Default)]
+struct PeerCell {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// What went to or came from one peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PeerTotals {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of inner packets.
+    pub bytes: u64,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self {
+            packets: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+            answers: AtomicU64::default(),
+            drops: std::array::from_fn(|_| AtomicU64::default()),
+            flagged: std::array::from_fn(|_| AtomicU64::default()),
+            received: AtomicU64::default(),
+            batches: std::array::from_fn(|_| AtomicU64::default()),
+            peers: (0..BLOCKS).map(|_| OnceLock::new()).collect(),
+        }
+    }
+}
+
+/// The lane's thread is its only writer, so load and store need not be one instruction.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+impl Lane {
+    /// Makes counters for peers up to and including `highest`. Called by the control plane before it publishes
+    /// a table that names them. Peers beyond the 65,536th are forwarded but not counted one by one.
+    pub(super) fn reserve(&self, highest: u32) {
+        let last = (highest as usize / BLOCK).min(BLOCKS - 1);
+        for block in self.peers.iter().take(last + 1) {
+            block.get_or_init(|| (0..BLOCK).map(|_| PeerCell::default()).collect());
+        }
+    }
+
+    fn cell(&self, PeerId(id): PeerId) -> Option<&PeerCell> {
+        let id = id as usize;
+        self.peers.get(id / BLOCK)?.get()?.get(id % BLOCK)
+    }
+
+    pub(super) fn forwarded(&self, peer: Option<PeerId>, bytes: usize) {
+        add(&self.packets, 1);
+        add(&self.bytes, bytes as u64);
+        if let Some(cell) = peer.and_then(|peer| self.cell(peer)) {
+            add(&cell.packets, 1);
+            add(&cell.bytes, bytes as u64);
+        }
+    }
+
+    pub(super) fn dropped(&self, reason: DropReason) {
+        if let Some(counter) = self.drops.get(reason.index()) {
+            add(counter, 1);
+        }
+    }
+
+    pub(super) fn answered(&self) {
+        add(&self.answers, 1);
+    }
+
+    pub(super) fn flag(&self, reason: DropReason) {
+        if let Some(counter) = self.flagged.get(reason.index()) {
+            add(counter, 1);
+        }
+    }
+
+    pub(super) fn batch(&self, packets: usize) {
+        add(&self.received, packets as u64);
+        let bucket = BATCH_BOUNDS.iter().position(|bound| packets as u64 <= *bound);
+        if let Some(counter) = bucket.and_then(|bucket| self.batches.get(bucket)) {
+            add(counter, 1);
+        }
+    }
+
+    /// Packets forwarded.
+    pub fn packets(&self) -> u64 {
+        self.packets.load(Relaxed)
+    }
+
+    /// Bytes of inner packets forwarded.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// ICMP errors written back to senders.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Relaxed)
+    }
+
+    /// Packets delivered that `SourceCheck: enforce` would have dropped for `reason`.
+    pub fn flagged(&self, reason: DropReason) -> u64 {
+        self.flagged.get(reason.index()).map_or(0, |counter| counter.load(Relaxed))
+    }
+
+    /// Packets dropped for `reason`.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops.get(reason.index()).map_or(0, |counter| counter.load(Relaxed))
+    }
+
+    /// Packets taken in, whatever became of them.
+    pub fn received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+
+    /// Batches by size: one count for each of [`BATCH_BOUNDS`], not cumulative.
+    pub fn batches(&self) -> [u64; BATCH_BOUNDS.len()] {
+        std::array::from_fn(|bucket| self.batches.get(bucket).map_or(0, |counter| counter.load(Relaxed)))
+    }
+
+    /// What one peer sent or was sent.
+    pub fn peer(&self, peer: PeerId) -> PeerTotals {
+        self.cell(peer).map_or_else(PeerTotals::default, |cell| PeerTotals {
+            packets: cell.packets.load(Relaxed),
+            bytes: cell.bytes.load(Relaxed),
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! The two loops.
+
+use std::io;
+use std::net::IpAddr;
+
+use encap::{DropReason, IcmpCause, Inbound, Outbound, RateLimit};
+
+use super::{BATCH, Lane, Shared, Table};
+use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
+
+/// Tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
+///
+/// `now` is a monotonic clock in nanoseconds; it is read only when an ICMP error is due.
+pub fn encapsulate<T: PacketIo, U: PacketIo>(
+    shared: &Shared,
+    tun: &mut T,
+    udp: &mut U,
+    now: impl Fn() -> u64,
+) -> io::Result<()> {
+    let lane = &shared.tx;
+    let mut batch = Batch::new(BATCH);
+    let mut transmits = Vec::with_capacity(BATCH);
+    let mut answers = Answers { batch: Batch::new(1), limit: RateLimit::default() };
+    while !shared.stopped() {
+        tun.recv(&mut batch)?;
+        let received = batch.received().len();
+        if received > 0 {
+            lane.batch(received);
+            let table = shared.table.load();
+            for slot in 0..received {
+                let packet = batch.packet(slot);
+                match encap::outbound(&table.fib, packet) {
+                    Outbound::Send { hop, len } => {
+                        transmits.push(Transmit { slot, len, to: Some(hop.addr), peer: Some(hop.peer) });
+                    }
+                    Outbound::Drop { reason, answer } => {
+                        lane.dropped(reason);
+                        if let Some(cause) = answer {
+                            answers.send(&table, cause, packet, tun, lane, &now);
+                        }
+                    }
+                }
+            }
+            udp.send(&batch, &transmits, |transmit, outcome| lane.account(transmit, outcome));
+            transmits.clear();
+        }
+        // A full batch means that more is waiting; asking `poll` about it would be a system call for nothing.
+        if received < BATCH && tun.wait()? == Wake::Stop {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// UDP to tunnel device, until told to stop (`Ok`) or the socket fails (`Err`).
+pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: &mut T) -> io::Result<()> {
+    let lane = &shared.rx;
+    let mut batch = Batch::new(BATCH);
+    let mut transmits = Vec::with_capacity(BATCH);
+    while !shared.stopped() {
+        udp.recv(&mut batch)?;
+        let received = batch.received().len();
+        if received > 0 {
+            lane.batch(received);
+            let table = shared.table.load();
+            for (slot, from) in batch.received().iter().enumerate() {
+                transmits.extend(admit(shared, &table, slot, from, batch.packet(slot)));
+            }
+            tun.send(&batch, &transmits, |transmit, outcome| lane.account(transmit, outcome));
+            transmits.clear();
+        }
+        if received < BATCH && udp.wait()? == Wake::Stop {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn admit(shared: &Shared, table: &Table, slot: usize, received: &Received, payload: &[u8]) -> Option<Transmit> {
+    let lane = &shared.rx;
+    let verdict = match received.from {
+        Some(from) if !received.truncated => encap::inbound(&table.fib, shared.check, from, payload),
+        Some(_) => Inbound::Drop { reason: DropReason::Truncated },
+        None => Inbound::Drop { reason: DropReason::UnknownSender },
+    };
+    match verdict {
+        Inbound::Deliver { peer, len, flagged } => {
+            if let Some(reason) = flagged {
+                lane.flag(reason);
+            }
+            Some(Transmit { slot, len, to: None, peer })
+        }
+        Inbound::Drop { reason } => {
+            lane.dropped(reason);
+            None
+        }
+    }
+}
+
+impl Lane {
+    fn account(&self, transmit: &Transmit, outcome: Result<(), DropReason>) {
+        match outcome {
+            Ok(()) => self.forwarded(transmit.peer, transmit.len),
+            Err(reason) => self.dropped(reason),
+        }
+    }
+}
+
+/// Writes ICMP errors back into the tunnel, so that a sender learns why its packet went nowhere.
+struct Answers {
+    batch: Batch,
+    limit: RateLimit,
+}
+
+impl Answers {
+    fn send<T: PacketIo>(
+        &mut self,
+        table: &Table,
+        cause: IcmpCause,
+        offending: &[u8],
+        tun: &mut T,
+        lane: &Lane,
+        now: impl Fn() -> u64,
+    ) {
+        if !self.limit.allow(now()) {
+            return;
+        }
+        let Some(from) = own_address(table, offending) else { return };
+        self.batch.clear();
+        let Some(len) = encap::icmp::error(cause, offending, from, self.batch.slot_mut(0)) else { return };
+        self.batch.push(Received { len, from: None, truncated: false });
+        let answer = Transmit { slot: 0, len, to: None, peer: None };
+        tun.send(&self.batch, &[answer], |_, outcome| {
+            if outcome.is_ok() {
+                lane.answered();
+            }
+        });
+    }
+}
+
+fn own_address(table: &Table, offending: &[u8]) -> Option<IpAddr> {
+    match offending.first()? >> 4 {
+        4 => table.own_v4,
+        6 => table.own_v6,
+        _ => None,
+    }
+}

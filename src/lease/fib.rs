@@ -1,0 +1,112 @@
+//! From leases to the forwarding table.
+
+use encap::{Fib, NextHop, Owner, Prefix};
+
+use super::{OwnLease, Snapshot};
+
+/// The table for a snapshot: our own prefixes are local, a peer's go to its public address.
+///
+/// `tunnel_mtu` is our own tunnel's MTU in bytes; a packet for a peer that announced a smaller one
+/// may not be larger than that.
+pub fn fib(snapshot: &Snapshot, networks: &[Prefix], tunnel_mtu: u16) -> Fib {
+    let mut builder = Fib::builder();
+    for network in networks {
+        builder.network(*network);
+    }
+    if let OwnLease::Ready(prefixes) = &snapshot.own {
+        for prefix in prefixes {
+            builder.route(*prefix, Owner::Local);
+        }
+    }
+    for lease in &snapshot.peers {
+        let hop = NextHop {
+            peer: lease.id,
+            addr: lease.public_ip,
+            mtu: lease.caps.as_ref().map_or(tunnel_mtu, |caps| tunnel_mtu.min(caps.mtu)),
+            caps: lease.caps.as_ref().map(super::LodenCaps::peer_caps).unwrap_or_default(),
+            mac: None,
+        };
+        for prefix in &lease.prefixes {
+            builder.route(*prefix, Owner::Peer(hop));
+        }
+    }
+    // A later sender replaces an earlier one. A public address is checked to be one node's only, so
+    // it comes last; of the other addresses a node lists it may list anybody's, and the first keeps.
+    for lease in snapshot.peers.iter().rev() {
+        for addr in &lease.addresses {
+            builder.sender(*addr, lease.id);
+        }
+    }
+    for lease in &snapshot.peers {
+        builder.sender(lease.public_ip, lease.id);
+    }
+    builder.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use encap::{PeerCaps, PeerId};
+
+    use super::*;
+    use crate::lease::{Lease, LodenCaps};
+
+    fn lease(id: u32, prefix: &str, addresses: &[&str], caps: Option<LodenCaps>) -> Arc<Lease> {
+        let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        let prefixes = vec![prefix.parse().unwrap()];
+        Arc::new(Lease {
+            id: PeerId(id),
+            node: format!("n{id}"),
+            prefixes,
+            public_ip: addresses[0],
+            addresses,
+            caps,
+        })
+    }
+
+    #[test]
+    fn routes_and_senders() {
+        let caps = LodenCaps { version: String::new(), mtu: 1400, ipv6: true, ecn: false };
+        let snapshot = Snapshot {
+            generation: 1,
+            own: OwnLease::Ready(vec!["10.244.1.0/24".parse().unwrap()]),
+            own_facts: None,
+            peers: vec![
+                lease(7, "10.244.2.0/24", &["192.168.77.2", "192.168.77.3", "10.9.9.9"], None),
+                lease(3, "10.244.3.0/24", &["192.168.77.3", "10.9.9.9"], Some(caps)),
+            ],
+            refused: Vec::new(),
+            mismatched: Vec::new(),
+        };
+        let network = "10.244.0.0/16".parse().unwrap();
+        let fib = fib(&snapshot, &[network], 1472);
+        assert_eq!(fib.networks(), [network]);
+        let at = |ip: &str| fib.lookup(ip.parse().unwrap()).copied();
+        assert_eq!(at("10.244.1.9"), Some(Owner::Local));
+        let plain = NextHop {
+            peer: PeerId(7),
+            addr: "192.168.77.2".parse().unwrap(),
+            mtu: 1472,
+            caps: PeerCaps::default(),
+            mac: None,
+        };
+        assert_eq!(at("10.244.2.9"), Some(Owner::Peer(plain)));
+        let able = PeerCaps { ipv6: true, ecn: false };
+        let loden = NextHop {
+            peer: PeerId(3),
+            addr: "192.168.77.3".parse().unwrap(),
+            mtu: 1400,
+            caps: able,
+            mac: None,
+        };
+        assert_eq!(at("10.244.3.9"), Some(Owner::Peer(loden)));
+        assert_eq!(at("10.244.4.9"), None);
+
+        let sender = |ip: &str| fib.sender(ip.parse().unwrap());
+        assert_eq!(sender("192.168.77.2"), Some(PeerId(7)));
+        assert_eq!(sender("192.168.77.3"), Some(PeerId(3)), "a public address is nobody else's");
+        assert_eq!(sender("10.9.9.9"), Some(PeerId(7)), "the first keeps");
+        assert_eq!(sender("192.168.77.4"), None);
+    }
+}

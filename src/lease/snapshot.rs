@@ -1,0 +1,226 @@
+//! The published state of the map: immutable, and complete enough for the data path, the kernel
+//! plan, metrics and people.
+
+use std::fmt;
+use std::sync::Arc;
+
+use encap::Prefix;
+
+use super::{Lease, NodeFacts};
+use crate::config::excerpt;
+
+/// The map at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Grows with every change; 0 is the empty map before any source has spoken.
+    pub generation: u64,
+    /// What we have been granted.
+    pub own: OwnLease,
+    /// What the source says about our own Node.
+    pub own_facts: Option<Arc<NodeFacts>>,
+    /// Leases in force, sorted by node name. No two share an address.
+    pub peers: Vec<Arc<Lease>>,
+    /// Nodes whose facts are not in force, our own included, sorted by name.
+    pub refused: Vec<Refusal>,
+    /// Nodes that run another backend, sorted by name.
+    pub mismatched: Vec<Mismatch>,
+}
+
+/// What this node has been granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnLease {
+    /// These pod prefixes, at least one. If what the source says now is bad, they are the last good
+    /// ones, and [`Snapshot::refused`] holds the reason.
+    Ready(Vec<Prefix>),
+    /// The source has no Node of our name.
+    Missing,
+    /// Our Node has no podCIDR of an enabled family yet.
+    NoPodCidr,
+    /// Our Node's podCIDR cannot be used.
+    Bad(Refusal),
+}
+
+/// A node whose facts were refused. The others are not affected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The Node's name.
+    pub node: String,
+    /// The field at fault, such as `spec.podCIDR`.
+    pub field: &'static str,
+    /// What it holds, cut to a length for people; empty if the field is missing.
+    pub value: String,
+    /// What is wrong.
+    pub reason: Reason,
+    /// Whether the node's previous lease stays in force.
+    pub kept: bool,
+}
+
+/// What can be wrong with a node's facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// No podCIDR of an enabled address family.
+    NoPodCidr,
+    /// Not a prefix.
+    BadPodCidr(String),
+    /// A prefix outside the cluster network.
+    OutsideNetwork,
+    /// A prefix that another node has a part of.
+    Overlap {
+        /// The node that keeps it.
+        with: String,
+    },
+    /// Neither a public-ip annotation nor an InternalIP.
+    NoAddress,
+    /// A public-ip annotation that is not an address.
+    BadAddress(String),
+    /// An address nothing can be sent to.
+    UnusableAddress(&'static str),
+    /// Our own address.
+    OwnAddress,
+    /// An address that another node has.
+    DuplicateAddress {
+        /// The node that keeps it.
+        with: String,
+    },
+    /// A loden annotation that cannot be read.
+    BadCapabilities(String),
+    /// More podCIDRs than any node has.
+    TooManyPodCidrs,
+}
+
+impl Reason {
+    /// Label for metrics: a closed set.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::NoPodCidr => "no_pod_cidr",
+            Self::BadPodCidr(_) => "bad_pod_cidr",
+            Self::OutsideNetwork => "outside_network",
+            Self::Overlap { .. } => "overlap",
+            Self::NoAddress => "no_address",
+            Self::BadAddress(_) => "bad_address",
+            Self::UnusableAddress(_) => "unusable_address",
+            Self::OwnAddress => "own_address",
+            Self::DuplicateAddress { .. } => "duplicate_address",
+            Self::BadCapabilities(_) => "bad_capabilities",
+            Self::TooManyPodCidrs => "too_many_pod_cidrs",
+        }
+    }
+
+    /// Every label [`Self::as_str`] can give, so that metrics can begin at 0.
+    pub const LABELS: [&'static str; 11] = [
+        "no_pod_cidr",
+        "bad_pod_cidr",
+        "outside_network",
+        "overlap",
+        "no_address",
+        "bad_address",
+        "unusable_address",
+        "own_address",
+        "duplicate_address",
+        "bad_capabilities",
+        "too_many_pod_cidrs",
+    ];
+
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NoPodCidr => {
+                "wait for the controller manager to assign one (--allocate-node-cidrs), or set spec.podCIDR"
+            }
+            Self::BadPodCidr(_) => "write address/length, such as 10.244.1.0/24",
+            Self::OutsideNetwork => {
+                "take podCIDRs from the Network of net-conf.json, which has to be the controller manager's --cluster-cidr"
+            }
+            Self::Overlap { .. } => "give each node a podCIDR of its own; delete the Node that is no more",
+            Self::NoAddress => "let the kubelet report an InternalIP, or set the public-ip annotation",
+            Self::BadAddress(_) | Self::UnusableAddress(_) => {
+                "set the public-ip annotation to an address other nodes can send to, or remove it"
+            }
+            Self::OwnAddress | Self::DuplicateAddress { .. } => {
+                "give each node a public-ip of its own; delete the Node that is no more"
+            }
+            Self::BadCapabilities(_) => "remove the annotation; the node's daemon writes it anew",
+            Self::TooManyPodCidrs => "a node has at most one podCIDR per address family",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPodCidr => f.write_str("is not assigned for any enabled address family"),
+            Self::BadPodCidr(why) | Self::BadAddress(why) | Self::BadCapabilities(why) => {
+                write!(f, "cannot be used: {why}")
+            }
+            Self::OutsideNetwork => f.write_str("is outside the cluster network"),
+            Self::Overlap { with } => write!(f, "overlaps the podCIDR of node {}", excerpt(with)),
+            Self::NoAddress => f.write_str("has no InternalIP, and there is no public-ip annotation"),
+            Self::UnusableAddress(kind) => write!(f, "is {kind}"),
+            Self::OwnAddress => f.write_str("is our own address"),
+            Self::DuplicateAddress { with } => write!(f, "is the address of node {}", excerpt(with)),
+            Self::TooManyPodCidrs => f.write_str("has too many entries"),
+        }
+    }
+}
+
+/// One line: node, field, value, reason, remedy, and what is in force meanwhile.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {}: {}", excerpt(&self.node), self.field)?;
+        match (&self.reason, self.value.as_str()) {
+            // What the value's own parser says names the value and the remedy already.
+            (Reason::BadPodCidr(why) | Reason::BadAddress(why) | Reason::BadCapabilities(why), _) => {
+                write!(f, ": {why}")?;
+            }
+            (reason, "") => write!(f, " {reason}; {}", reason.remedy())?,
+            (reason, value) => write!(f, " {} {reason}; {}", excerpt(value), reason.remedy())?,
+        }
+        f.write_str(if self.kept { " (its previous lease stays in force)" } else { " (it has no lease)" })
+    }
+}
+
+/// A node that runs another backend than we do, so that no packet could pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// The Node's name.
+    pub node: String,
+    /// Its backend-type annotation, cut to a length for people; empty means UDP.
+    pub theirs: String,
+    /// Ours.
+    pub ours: &'static str,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "node {}: backend-type {} is not ours, {:?} (\"\" is udp); run one Backend.Type on all nodes: restart that \
+             node's daemon after changing net-conf.json (it has no lease)",
+            excerpt(&self.node),
+            excerpt(&self.theirs),
+            self.ours
+        )
+    }
+}
+
+/// How many leases of peers one call changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Peers that had no lease in force and have one now.
+    pub added: usize,
+    /// Peers that had a lease in force and have none now.
+    pub removed: usize,
+    /// Peers whose lease in force is another.
+    pub changed: usize,
+    /// Our own lease in force is another.
+    pub own: bool,
+    /// The snapshot differs, if only in what is refused.
+    pub snapshot: bool,
+}
+
+impl Change {
+    /// Whether the forwarding table has to be built anew.
+    pub fn moves_packets(&self) -> bool {
+        self.added + self.removed + self.changed > 0 || self.own
+    }
+}

@@ -1,0 +1,194 @@
+//! The traits between the pure half and the machine. Adapters implement them; the daemon joins the two.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use encap::{DropReason, PeerId};
+use thiserror::Error;
+
+use crate::lease::NodeFacts;
+use crate::plan::{Desired, Observed, Op};
+
+/// The kernel's configuration: links, addresses, routes, firewall.
+pub trait Kernel {
+    /// Reads what the kernel holds now of everything that `desired` speaks of.
+    fn observe(&mut self, desired: &Watched) -> impl Future<Output = Result<Observed, KernelError>>;
+
+    /// Carries out one step.
+    fn apply(&mut self, op: &Op) -> impl Future<Output = Result<(), KernelError>>;
+
+    /// Waits until somebody changed something that matters here. May wake for nothing, never sleeps through a
+    /// change: when the kernel says that events were lost, that is an event too.
+    fn changed(&mut self) -> impl Future<Output = ()>;
+}
+
+/// Which kernel objects to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// Index of the external interface.
+    pub external: u32,
+    /// Name of the tunnel device.
+    pub tunnel: String,
+}
+
+impl Watched {
+    /// The objects that `desired` speaks of, and the external interface.
+    pub fn new(external: u32, desired: &Desired) -> Self {
+        Self { external, tunnel: desired.tunnel.name.clone() }
+    }
+}
+
+/// A kernel step that failed.
+#[derive(Debug, Error)]
+#[error("{doing}: {cause}{}", remedy.map(|text| format!(" ({text})")).unwrap_or_default())]
+pub struct KernelError {
+    /// What was attempted, in words.
+    pub doing: String,
+    /// What the kernel or the program said.
+    pub cause: String,
+    /// What the operator can do about it, where that is known.
+    pub remedy: Option<&'static str>,
+}
+
+/// Where nodes and their leases come from.
+pub trait LeaseSource {
+    /// Waits for the next thing that the source has to say.
+    fn next(&mut self) -> impl Future<Output = Arrival>;
+}
+
+/// Something a lease source said, and when the news reached this machine: latency is measured from there.
+#[derive(Debug)]
+pub struct Arrival {
+    /// What was said.
+    pub event: LeaseEvent,
+    /// When.
+    pub at: Instant,
+}
+
+/// What a lease source says. The three verbs of an index, and its own health.
+#[derive(Debug)]
+pub enum LeaseEvent {
+    /// The complete set of nodes: whoever is not in it is gone.
+    Reset(Vec<NodeFacts>),
+    /// One node was added or changed.
+    Apply(Box<NodeFacts>),
+    /// One node, by name, was removed.
+    Delete(String),
+    /// The source cannot be read; what was said before stays in force. The text names cause and remedy.
+    Trouble(String),
+}
+
+/// Slots of packet memory that a [`PacketIo`] fills and another one sends from, without a copy in between.
+///
+/// All memory is taken once. A slot holds the largest possible datagram, so nothing is ever cut off, and the
+/// pages behind a slot are touched only as far as packets reach.
+#[derive(Debug)]
+pub struct Batch {
+    memory: Box<[u8]>,
+    /// For each filled slot, in order of arrival: how long it is and where it came from.
+    received: Vec<Received>,
+    slots: usize,
+}
+
+/// A filled slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes in the slot.
+    pub len: usize,
+    /// Outer source of a datagram; the device has none.
+    pub from: Option<IpAddr>,
+    /// The datagram was longer than the slot.
+    pub truncated: bool,
+}
+
+/// A slot to send: `len` bytes of it, toward `to` (the device ignores it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Which slot of the batch.
+    pub slot: usize,
+    /// How many bytes of it.
+    pub len: usize,
+    /// Outer destination.
+    pub to: Option<IpAddr>,
+    /// On whose account it goes.
+    pub peer: Option<PeerId>,
+}
+
+impl Batch {
+    /// Bytes per slot: an IP packet is at most 65,535 long. The odd cache line keeps the heads of the slots,
+    /// the only part that is read here, from falling into one set of the CPU's cache.
+    pub const SLOT: usize = 65_536 + 64;
+
+    /// Memory for `slots` packets.
+    pub fn new(slots: usize) -> Self {
+        Self { memory: vec![0; slots * Self::SLOT].into_boxed_slice(), received: Vec::with_capacity(slots), slots }
+    }
+
+    /// How many packets fit.
+    pub fn capacity(&self) -> usize {
+        self.slots
+    }
+
+    /// The filled slots.
+    pub fn received(&self) -> &[Received] {
+        &self.received
+    }
+
+    /// The received bytes of a slot; empty when there is no such slot.
+    pub fn packet(&self, slot: usize) -> &[u8] {
+        let len = self.received.get(slot).map_or(0, |received| received.len);
+        self.slot(slot).get(..len).unwrap_or_default()
+    }
+
+    /// The whole memory of a slot; empty when there is no such slot.
+    pub fn slot(&self, slot: usize) -> &[u8] {
+        let start = slot.saturating_mul(Self::SLOT);
+        self.memory.get(start..start.saturating_add(Self::SLOT)).unwrap_or_default()
+    }
+
+    /// The whole memory of a slot, to write into; empty when there is no such slot.
+    pub fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
+        let start = slot.saturating_mul(Self::SLOT);
+        self.memory.get_mut(start..start.saturating_add(Self::SLOT)).unwrap_or_default()
+    }
+
+    /// Forgets what was received; the memory stays.
+    pub fn clear(&mut self) {
+        self.received.clear();
+    }
+
+    /// Marks the next slot as filled.
+    pub fn push(&mut self, received: Received) {
+        if self.received.len() < self.slots {
+            self.received.push(received);
+        }
+    }
+}
+
+/// One side of the data path: the tunnel device or the UDP socket. Never blocks except in [`PacketIo::wait`].
+pub trait PacketIo {
+    /// Fills `batch` from its start with what is there now; an empty batch means that nothing is.
+    fn recv(&mut self, batch: &mut Batch) -> io::Result<()>;
+
+    /// Sends slots of `batch` in the given order, and says of each once what became of it.
+    fn send(
+        &mut self,
+        batch: &Batch,
+        packets: &[Transmit],
+        outcome: impl FnMut(&Transmit, Result<(), DropReason>),
+    );
+
+    /// Blocks until there is something to receive, or the data path is told to stop.
+    fn wait(&mut self) -> io::Result<Wake>;
+}
+
+/// Why [`PacketIo::wait`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// There is something to receive.
+    Ready,
+    /// The data path was told to stop.
+    Stop,
+}

@@ -1,0 +1,245 @@
+//! All metrics, in the Prometheus text format. Names begin with `loden_` and stay stable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use encap::DropReason;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::dataplane::{BATCH_BOUNDS, Lane, Shared};
+use crate::plan::Object;
+
+/// Metrics that the control plane keeps, and the registry that also reads the data path's counters.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Leases in force, the own one included.
+    pub leases: IntGauge,
+    /// Leases added, removed or changed.
+    pub lease_changes: IntCounterVec,
+    /// Nodes that were refused, by reason.
+    pub refused: IntGaugeVec,
+    /// Peers of another backend type.
+    pub mismatched: IntGauge,
+    /// The lease source can be read.
+    pub source_up: IntGauge,
+    /// From an event of the lease source to the data path.
+    pub event_to_data_path: Histogram,
+    /// Kernel objects put right after somebody else changed them.
+    pub repairs: IntCounterVec,
+    /// Steps toward the kernel that failed.
+    pub kernel_errors: IntCounter,
+    /// MTU of the tunnel.
+    pub tunnel_mtu: IntGauge,
+    /// Datagrams that the socket's receive buffer had no room for.
+    pub socket_overflows: IntCounter,
+    /// Packets that the tunnel device's queue had no room for.
+    pub tunnel_overflows: IntCounter,
+    /// The daemon is ready.
+    pub ready: IntGauge,
+}
+
+impl Metrics {
+    /// Registers everything. `refusals` are the labels that [`Metrics::refused`] can have.
+    pub fn new(shared: Arc<Shared>, refusals: &[&str]) -> Result<Self> {
+        let registry = Registry::new();
+        let metrics = Self::control_plane(&registry).context("cannot register metrics")?;
+        for reason in refusals {
+            metrics.refused.with_label_values(&[*reason]);
+        }
+        registry.register(Box::new(DataPath { shared })).context("cannot register the data path's metrics")?;
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).context("cannot register process metrics")?;
+        Ok(metrics)
+    }
+
+    fn control_plane(registry: &Registry) -> prometheus::Result<Self> {
+        let build = IntGaugeVec::new(
+            Opts::new("loden_build_info", "Version of this daemon; always 1"),
+            &["version", "commit"],
+        )?;
+        let [version, commit] = crate::VERSION;
+        build.with_label_values(&[version, commit]).set(1);
+        registry.register(Box::new(build))?;
+
+        let seconds = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+        let metrics = Self {
+            registry: registry.clone(),
+            leases: IntGauge::new("loden_leases", "Leases in force, the node's own included")?,
+            lease_changes: IntCounterVec::new(
+                Opts::new("loden_lease_changes_total", "Leases added, removed or changed since the start"),
+                &["change"],
+            )?,
+            refused: IntGaugeVec::new(
+                Opts::new("loden_refused_nodes", "Nodes whose lease is refused now, by reason"),
+                &["reason"],
+            )?,
+            mismatched: IntGauge::new("loden_backend_mismatches", "Nodes that use another backend than this one")?,
+            source_up: IntGauge::new("loden_lease_source_up", "1 while the source of leases can be read")?,
+            event_to_data_path: Histogram::with_opts(
+                HistogramOpts::new(
+                    "loden_event_to_dataplane_seconds",
+                    "From a change at the source of leases to its effect in the data path",
+                )
+                .buckets(seconds.to_vec()),
+            )?,
+            repairs: IntCounterVec::new(
+                Opts::new("loden_repairs_total", "Kernel objects put right after somebody else changed them"),
+                &["object"],
+            )?,
+            kernel_errors: IntCounter::new("loden_kernel_errors_total", "Steps toward the kernel that failed")?,
+            tunnel_mtu: IntGauge::new("loden_tunnel_mtu_bytes", "Largest packet that a pod may send through the tunnel")?,
+            socket_overflows: IntCounter::new(
+                "loden_socket_overflows_total",
+                "Datagrams that the kernel dropped because the UDP socket's receive buffer was full",
+            )?,
+            tunnel_overflows: IntCounter::new(
+                "loden_tunnel_overflows_total",
+                "Packets that the kernel dropped because the tunnel device's queue was full",
+            )?,
+            ready: IntGauge::new("loden_ready", "1 while /readyz answers 200")?,
+        };
+        // Series that exist from the start can be alerted on before the first event.
+        for object in Object::ALL {
+            metrics.repairs.with_label_values(&[object.as_str()]);
+        }
+        for change in ["added", "removed", "changed"] {
+            metrics.lease_changes.with_label_values(&[change]);
+        }
+        registry.register(Box::new(metrics.leases.clone()))?;
+        registry.register(Box::new(metrics.lease_changes.clone()))?;
+        registry.register(Box::new(metrics.refused.clone()))?;
+        registry.register(Box::new(metrics.mismatched.clone()))?;
+        registry.register(Box::new(metrics.source_up.clone()))?;
+        registry.register(Box::new(metrics.event_to_data_path.clone()))?;
+        registry.register(Box::new(metrics.repairs.clone()))?;
+        registry.register(Box::new(metrics.kernel_errors.clone()))?;
+        registry.register(Box::new(metrics.tunnel_mtu.clone()))?;
+        registry.register(Box::new(metrics.socket_overflows.clone()))?;
+        registry.register(Box::new(metrics.tunnel_overflows.clone()))?;
+        registry.register(Box::new(metrics.ready.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Notes how long a change took from the source to the data path.
+    pub fn observe_latency(&self, latency: Duration) {
+        self.event_to_data_path.observe(latency.as_secs_f64());
+    }
+
+    /// Lets a counter of the kernel's, which may start anew with its device, show in one of ours.
+    pub fn follow(counter: &IntCounter, seen: &mut u64, now: u64) {
+        counter.inc_by(now.checked_sub(*seen).unwrap_or(now));
+        *seen = now;
+    }
+
+    /// The page that Prometheus scrapes.
+    pub fn render(&self) -> Result<String> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).context("cannot encode metrics")?;
+        String::from_utf8(text).context("metrics are no UTF-8")
+    }
+}
+
+/// Reads the lanes at each scrape; nothing is counted twice.
+struct DataPath {
+    shared: Arc<Shared>,
+}
+
+impl Collector for DataPath {
+    fn desc(&self) -> Vec<&Desc> {
+        // Nothing to check for consistency: the families are made afresh at each scrape.
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let lanes = [("tx", &self.shared.tx), ("rx", &self.shared.rx)];
+        let each = |read: fn(&Lane) -> u64| {
+            lanes.iter().map(|(name, lane)| counter(&[("direction", name)], read(lane))).collect()
+        };
+        let by_reason = |read: fn(&Lane, DropReason) -> u64| {
+            let pairs = lanes.iter().flat_map(|lane| DropReason::ALL.iter().map(move |reason| (lane, *reason)));
+            pairs
+                .map(|((name, lane), reason)| {
+                    counter(&[("direction", name), ("reason", reason.as_str())], read(lane, reason))
+                })
+                .collect()
+        };
+        vec![
+            family("loden_packets_total", "Inner packets carried", MetricType::COUNTER, each(Lane::packets)),
+            family("loden_bytes_total", "Bytes of inner packets carried", MetricType::COUNTER, each(Lane::bytes)),
+            family(
+                "loden_drops_total",
+                "Packets dropped by the daemon, by reason",
+                MetricType::COUNTER,
+                by_reason(Lane::drops),
+            ),
+            family(
+                "loden_source_check_flagged_total",
+                "Packets delivered that SourceCheck enforce would have dropped",
+                MetricType::COUNTER,
+                by_reason(Lane::flagged),
+            ),
+            family(
+                "loden_icmp_errors_sent_total",
+                "ICMP errors written back to pods that sent what cannot be carried",
+                MetricType::COUNTER,
+                each(Lane::answers),
+            ),
+            family(
+                "loden_batch_packets",
+                "Packets taken per batch",
+                MetricType::HISTOGRAM,
+                lanes.iter().map(|(name, lane)| batches(name, lane)).collect(),
+            ),
+        ]
+    }
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.into());
+    family.set_help(help.into());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Vec<LabelPair> {
+    let label = |(name, value): &(&str, &str)| {
+        let mut label = LabelPair::default();
+        label.set_name((*name).into());
+        label.set_value((*value).into());
+        label
+    };
+    pairs.iter().map(label).collect()
+}
+
+fn counter(pairs: &[(&str, &str)], value: u64) -> Metric {
+    let mut metric = Metric::from_label(labels(pairs));
+    let mut counter = prometheus::proto::Counter::default();
+    // Exact up to 2^53 packets, which a 100 Gb/s link needs decades for.
+    counter.set_value(value as f64);
+    metric.set_counter(counter);
+    metric
+}
+
+fn batches(direction: &str, lane: &Lane) -> Metric {
+    let mut total = 0;
+    let buckets = BATCH_BOUNDS.iter().zip(lane.batches()).map(|(bound, count)| {
+        total += count;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(*bound as f64);
+        bucket.set_cumulative_count(total);
+        bucket
+    });
+    let mut histogram = prometheus::proto::Histogram::default();
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(total);
+    histogram.set_sample_sum(lane.received() as f64);
+    let mut metric = Metric::from_label(labels(&[("direction", direction)]));
+    metric.set_histogram(histogram);
+    metric
+}
