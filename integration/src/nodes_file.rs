@@ -89,7 +89,7 @@ pub fn as_json(nodes: &[NodeManifest]) -> Value {
 ///
 /// The cluster calls [`LeaseFeed::publish`] whenever a node joins, leaves or changes. A feed backed by an API server
 /// creates, deletes and patches Node objects there instead of writing a file.
-pub trait LeaseFeed: Send {
+pub trait LeaseFeed: Send + Sync {
     /// A word for people: `file`, `kube`.
     fn kind(&self) -> &'static str;
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use crate::daemon::Launch;
 use crate::lab;
 use crate::netns::Netns;
-use crate::nodes_file::{FileFeed, LeaseFeed, NodeManifest};
 pub use crate::node::{Node, Pod};
+use crate::nodes_file::{FileFeed, LeaseFeed, NodeManifest};
 
 /// The switch's own address, and every node's default gateway.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
@@ -173,7 +173,7 @@ impl Cluster {
     /// # Errors
     /// When there is none.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
-        self.pods().find(|pod| pod.name == name).with_context(|| format!("no pod {name}"))
+        self.pods().find(|pod| pod.name() == name).with_context(|| format!("no pod {name}"))
     }
 
     /// The namespace of the underlay's bridge.
@@ -377,4 +377,3 @@ impl Cluster {
         out
     }
 }
-

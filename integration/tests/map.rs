@@ -1,5 +1,7 @@
 //! The map from a file: every change is followed, no mistake in the file costs a connection.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::process::ExitCode;
@@ -106,7 +108,8 @@ fn address_changed(lab: &mut Lab, notes: &Notes) -> Result<()> {
 fn public_ip(lab: &mut Lab, _: &Notes) -> Result<()> {
     let mut annotated = lab.first.manifest();
     annotated.internal_ips = vec![lab.second.address.into()];
-    annotated.annotations = vec![("flannel.alpha.coreos.com/public-ip".into(), lab.first.address.to_string())];
+    annotated.annotations =
+        vec![("flannel.alpha.coreos.com/public-ip".into(), lab.first.address.to_string())];
     lab.first.pending()?;
     lab.publish_with(annotated)?;
     lab.wait_traffic(lab.first.pod(7), &lab.first)?;

@@ -84,12 +84,16 @@ fn under_load(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let stop = AtomicBool::new(false);
     let (pings, echoes) = std::thread::scope(|scope| {
-        let pings = scope.spawn(|| until(&stop, cluster, |from, to| {
-            Pinger::new(from.ns(), to.ip())?.ping(1472, udp::PATIENCE).map(|_| ())
-        }));
-        let echoes = scope.spawn(|| until(&stop, cluster, |from, to| {
-            Asker::new(from.ns(), to.ip())?.echo(2000, udp::PATIENCE).map(|_| ())
-        }));
+        let pings = scope.spawn(|| {
+            until(&stop, cluster, |from, to| {
+                Pinger::new(from.ns(), to.ip())?.ping(1472, udp::PATIENCE).map(|_| ())
+            })
+        });
+        let echoes = scope.spawn(|| {
+            until(&stop, cluster, |from, to| {
+                Asker::new(from.ns(), to.ip())?.echo(2000, udp::PATIENCE).map(|_| ())
+            })
+        });
         std::thread::sleep(Duration::from_secs(4));
         stop.store(true, Ordering::Relaxed);
         (pings.join(), echoes.join())

@@ -1,5 +1,7 @@
 //! What is on the wire, byte by byte, and a peer that is nothing but a UDP socket.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::ExitCode;
 
@@ -72,7 +74,10 @@ fn exact_bytes(lab: &mut Lab, _: &Notes) -> Result<()> {
         let checksum = u16::from_be_bytes([expected[10], expected[11]]);
         let (sum, carry) = checksum.overflowing_add(0x0100);
         expected[10..12].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
-        ensure!(without_udp_checksum(&outer.payload) == without_udp_checksum(&expected), "the inner packet changed");
+        ensure!(
+            without_udp_checksum(&outer.payload) == without_udp_checksum(&expected),
+            "the inner packet changed"
+        );
     }
     Ok(())
 }
@@ -125,7 +130,10 @@ fn burst(lab: &mut Lab, _: &Notes) -> Result<()> {
     for (number, size) in sizes.iter().enumerate() {
         let (datagram, _, _) = lab.peer.receive().with_context(|| format!("packet {number} is missing"))?;
         let (_, _, payload) = inner(&datagram)?;
-        ensure!(payload.len() == *size && payload[..4] == u32::try_from(number)?.to_be_bytes(), "packet {number}");
+        ensure!(
+            payload.len() == *size && payload[..4] == u32::try_from(number)?.to_be_bytes(),
+            "packet {number}"
+        );
     }
     Ok(())
 }
@@ -141,7 +149,11 @@ fn bulk_datagrams(lab: &mut Lab, notes: &Notes) -> Result<()> {
     for datagram in &datagrams {
         ensure!(datagram.length <= 1500, "a datagram of {} bytes", datagram.length);
         let total = usize::from(u16::from_be_bytes([datagram.payload[2], datagram.payload[3]]));
-        ensure!(total == datagram.payload.len(), "{} bytes carry a packet of {total}", datagram.payload.len());
+        ensure!(
+            total == datagram.payload.len(),
+            "{} bytes carry a packet of {total}",
+            datagram.payload.len()
+        );
     }
     notes.add(format!("2 MB of TCP in {} datagrams, each one whole inner packet", datagrams.len()));
     Ok(())
@@ -177,7 +189,10 @@ fn inner(bytes: &[u8]) -> Result<(Endpoint, Endpoint, Vec<u8>)> {
     };
     let header = ip.header();
     ensure!(usize::from(header.total_len()) == bytes.len(), "{} bytes after the inner packet", bytes.len());
-    ensure!(header.to_header().calc_header_checksum() == header.header_checksum(), "bad inner header checksum");
+    ensure!(
+        header.to_header().calc_header_checksum() == header.header_checksum(),
+        "bad inner header checksum"
+    );
     let checksum = udp.to_header().calc_checksum_ipv4(&header.to_header(), udp.payload())?;
     ensure!(checksum == udp.checksum(), "bad inner UDP checksum");
     let from = (header.source_addr(), udp.source_port());
