@@ -121,19 +121,24 @@ fn plain_peer(lab: &mut Lab, _: &Notes) -> Result<()> {
 fn burst(lab: &mut Lab, _: &Notes) -> Result<()> {
     let pod = lab.cluster.pod("n1.a")?;
     let sender = pod.ns().run(|| Ok(UdpSocket::bind((pod.ip(), 0))?))?;
-    let sizes: Vec<usize> = (0..200).map(|number| 4 + (number * 37) % 1440).collect();
-    for (number, size) in sizes.iter().enumerate() {
-        let mut payload = u32::try_from(number)?.to_be_bytes().to_vec();
-        payload.resize(*size, b'.');
-        sender.send_to(&payload, (PEER_POD, 7000))?;
-    }
-    for (number, size) in sizes.iter().enumerate() {
-        let (datagram, _, _) = lab.peer.receive().with_context(|| format!("packet {number} is missing"))?;
-        let (_, _, payload) = inner(&datagram)?;
-        ensure!(
-            payload.len() == *size && payload[..4] == u32::try_from(number)?.to_be_bytes(),
-            "packet {number}"
-        );
+    // As many at once as the peer's socket buffer of ordinary size holds.
+    for round in 0..8_u32 {
+        let packets: Vec<(u32, usize)> =
+            (0..64).map(|number| (round * 64 + number, 4 + (number as usize * 37) % 1440)).collect();
+        for (number, size) in &packets {
+            let mut payload = number.to_be_bytes().to_vec();
+            payload.resize(*size, b'.');
+            sender.send_to(&payload, (PEER_POD, 7000))?;
+        }
+        for (number, size) in &packets {
+            let (datagram, _, _) =
+                lab.peer.receive().with_context(|| format!("packet {number} is missing"))?;
+            let (_, _, payload) = inner(&datagram)?;
+            ensure!(
+                payload.len() == *size && payload[..4] == number.to_be_bytes(),
+                "instead of packet {number}"
+            );
+        }
     }
     Ok(())
 }
