@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     Suite::<Cluster>::new()
         .check("an address that is deleted", address)
         .check("a route that is deleted", route)
-        .check("a route that is replaced", replaced_route)
+        .check("a route that somebody else put in its place is named", replaced_route)
         .check("an MTU that is changed", mtu)
         .check("a device that is set down", down)
         .check("a device that is deleted", deleted)
@@ -101,9 +101,19 @@ fn route(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
     repaired(cluster, notes, "route", |node| node.ns().ip(&format!("route del {NETWORK}")), has_route)
 }
 
+/// Whose route it is cannot be known, so it is not overruled but named, and its end is noticed.
 fn replaced_route(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
-    let replace = |node: &Node| node.ns().ip(&format!("route replace {NETWORK} via 192.168.77.254"));
-    repaired(cluster, notes, "route", replace, has_route)
+    let node = cluster.node("n1")?;
+    node.ns().ip(&format!("route replace {NETWORK} via 192.168.77.254"))?;
+    wait::until_true("the foreign route is reported", || {
+        let answer = node.daemon()?.get("/readyz")?;
+        Ok(answer.status == 503 && answer.body.contains(NETWORK) && answer.body.contains("ip route show"))
+    })?;
+    node.ns().ip(&format!("route del {NETWORK}"))?;
+    let took = wait::until_true("our route is back", || has_route(node))?;
+    notes.took("route back after the foreign one was removed", took);
+    wait::until_true("ready again", || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready"))?;
+    connected(cluster)
 }
 
 fn mtu(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
