@@ -56,7 +56,7 @@ fn addresses(nodes: u32) -> Vec<Ipv4Addr> {
         seed = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
         seed >> 8
     };
-    (0..ADDRESSES).map(|_| Ipv4Addr::from_bits(subnet(random() % nodes) | random() % 254 + 1)).collect()
+    (0..ADDRESSES).map(|_| Ipv4Addr::from_bits(subnet(random() % nodes) | (random() % 254 + 1))).collect()
 }
 
 /// Runs `lookup` for `count` addresses in each of `readers` threads at once; the slowest thread's time. Each thread

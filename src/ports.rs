@@ -123,7 +123,11 @@ impl Batch {
 
     /// Memory for `slots` packets.
     pub fn new(slots: usize) -> Self {
-        Self { memory: vec![0; slots * Self::SLOT].into_boxed_slice(), received: Vec::with_capacity(slots), slots }
+        Self {
+            memory: vec![0; slots * Self::SLOT].into_boxed_slice(),
+            received: Vec::with_capacity(slots),
+            slots,
+        }
     }
 
     /// How many packets fit.

@@ -159,14 +159,17 @@ impl State {
         let trouble = match &snapshot.own {
             OwnLease::Ready(_) => kept.map(ToString::to_string),
             OwnLease::Missing => Some(format!("node {} is not in {}", self.node, self.source)),
-            OwnLease::NoPodCidr => Some(format!("node {} has no podCIDR yet; {}", self.node, Reason::NoPodCidr.remedy())),
+            OwnLease::NoPodCidr => {
+                Some(format!("node {} has no podCIDR yet; {}", self.node, Reason::NoPodCidr.remedy()))
+            }
             OwnLease::Bad(refusal) => Some(refusal.to_string()),
         };
         let mut health = self.health.borrow_mut();
         if health.own_trouble != trouble
             && let Some(text) = &trouble
         {
-            let meanwhile = if self.has_own_lease() { "the data path goes on with the last lease" } else { "waiting" };
+            let meanwhile =
+                if self.has_own_lease() { "the data path goes on with the last lease" } else { "waiting" };
             warn!("{text}: {meanwhile}");
         }
         health.own_trouble = trouble;
@@ -220,7 +223,9 @@ impl State {
     /// Brings metrics, health and log up to the snapshot.
     fn note(&self, change: &Change) {
         let snapshot = self.snapshot();
-        for (label, count) in [("added", change.added), ("removed", change.removed), ("changed", change.changed)] {
+        for (label, count) in
+            [("added", change.added), ("removed", change.removed), ("changed", change.changed)]
+        {
             self.metrics.lease_changes.with_label_values(&[label]).inc_by(count as u64);
         }
         self.metrics.leases.set((snapshot.peers.len() + usize::from(self.has_own_lease())) as i64);
@@ -239,7 +244,8 @@ impl State {
 
     fn complain(&self, snapshot: &Snapshot) {
         let others = snapshot.refused.iter().filter(|refusal| refusal.node != self.node);
-        let texts = others.map(ToString::to_string).chain(snapshot.mismatched.iter().map(ToString::to_string));
+        let texts =
+            others.map(ToString::to_string).chain(snapshot.mismatched.iter().map(ToString::to_string));
         let now: BTreeSet<String> = texts.collect();
         for text in now.difference(&self.complaints.borrow()) {
             warn!("{text}");
@@ -251,13 +257,14 @@ impl State {
     pub(super) fn passed(&self, pass: &Pass) -> bool {
         for op in &pass.done {
             if pass.repair {
-                warn!(?op, "repaired: somebody else had changed this");
+                warn!("repaired what somebody else had changed: {op}");
             } else {
-                debug!(?op, "applied");
+                debug!("{op}");
             }
         }
         if pass.repair {
-            pass.objects().for_each(|object| self.metrics.repairs.with_label_values(&[object.as_str()]).inc());
+            pass.objects()
+                .for_each(|object| self.metrics.repairs.with_label_values(&[object.as_str()]).inc());
         }
         self.metrics.kernel_errors.inc_by(pass.errors.len() as u64);
         let trouble = (!pass.converged()).then(|| pass.errors.join("; "));

@@ -57,7 +57,8 @@ impl Health {
             worries.push(format!("{} refused (see `flanneld routes`)", nodes(self.refused)));
         }
         if self.mismatched > 0 {
-            worries.push(format!("{} of another backend type (see `flanneld routes`)", nodes(self.mismatched)));
+            worries
+                .push(format!("{} of another backend type (see `flanneld routes`)", nodes(self.mismatched)));
         }
         if worries.is_empty() { Readiness::Ready } else { Readiness::Degraded(worries.join("; ")) }
     }
