@@ -43,7 +43,7 @@ impl NsCommand {
         let parent = getpid();
         before_exec(&mut command, move || {
             die_with(parent)?;
-            // The demo blocks the signals that it waits for; a program that inherited that could not be asked to end.
+            // The demo blocks signals to wait for them, and a program started with a blocked SIGTERM never stops.
             SigSet::empty().thread_set_mask()?;
             setns(&*netns, CloneFlags::CLONE_NEWNET)?;
             Ok(())

@@ -152,7 +152,7 @@ fn net_conf(one: &mut One, _: &Notes) -> Result<()> {
         ("{\"Backend\": {\"Type\": \"udp\"}}", &["Network"]),
         ("{\"Network\": \"10.244\"}", &["Network", "10.244"]),
         ("{\"Network\": \"10.244.0.0/99\"}", &["Network", "10.244.0.0/99"]),
-        ("{\"Network\": 7}", &["Network", "line 1"]),
+        ("{\"Network\": 7}", &["Network", "7", "in quotes"]),
         (
             "{\"Network\": \"10.244.0.0/16\", \"Backend\": {\"Type\": \"udp\", \"Port\": 70000}}",
             &["Port", "70000"],
@@ -219,7 +219,7 @@ fn no_capability(one: &mut One, _: &Notes) -> Result<()> {
 fn pod_cidr(one: &mut One, _: &Notes) -> Result<()> {
     let good = one.0.manifests();
     for (cidrs, parts) in [
-        (&["10.99.1.0/24"][..], &["n1", "10.99.1.0/24", "10.244.0.0/16"][..]),
+        (&["10.99.1.0/24"][..], &["n1", "10.99.1.0/24", "net-conf.json"][..]),
         (&["10.244.1.0"], &["n1", "10.244.1.0"]),
         (&[], &["n1", "podCIDR"]),
     ] {
