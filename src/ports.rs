@@ -76,6 +76,8 @@ pub enum LeaseEvent {
     Apply(Box<NodeFacts>),
     /// One node, by name, was removed.
     Delete(String),
+    /// The source can be read again, and nothing has changed.
+    Restored,
     /// The source cannot be read; what was said before stays in force. The text names cause and remedy.
     Trouble(String),
 }
@@ -123,7 +125,11 @@ impl Batch {
 
     /// Memory for `slots` packets.
     pub fn new(slots: usize) -> Self {
-        Self { memory: vec![0; slots * Self::SLOT].into_boxed_slice(), received: Vec::with_capacity(slots), slots }
+        Self {
+            memory: vec![0; slots * Self::SLOT].into_boxed_slice(),
+            received: Vec::with_capacity(slots),
+            slots,
+        }
     }
 
     /// How many packets fit.

@@ -7,8 +7,12 @@ use anyhow::{Context, Result};
 use encap::DropReason;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
 
+use super::api::ApiMetrics;
 use crate::dataplane::{BATCH_BOUNDS, Lane, Shared};
 use crate::plan::Object;
 
@@ -50,7 +54,9 @@ impl Metrics {
         for reason in refusals {
             metrics.refused.with_label_values(&[*reason]);
         }
-        registry.register(Box::new(DataPath { shared })).context("cannot register the data path's metrics")?;
+        registry
+            .register(Box::new(DataPath { shared }))
+            .context("cannot register the data path's metrics")?;
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).context("cannot register process metrics")?;
         Ok(metrics)
@@ -77,7 +83,10 @@ impl Metrics {
                 Opts::new("loden_refused_nodes", "Nodes whose lease is refused now, by reason"),
                 &["reason"],
             )?,
-            mismatched: IntGauge::new("loden_backend_mismatches", "Nodes that use another backend than this one")?,
+            mismatched: IntGauge::new(
+                "loden_backend_mismatches",
+                "Nodes that use another backend than this one",
+            )?,
             source_up: IntGauge::new("loden_lease_source_up", "1 while the source of leases can be read")?,
             event_to_data_path: Histogram::with_opts(
                 HistogramOpts::new(
@@ -90,8 +99,14 @@ impl Metrics {
                 Opts::new("loden_repairs_total", "Kernel objects put right after somebody else changed them"),
                 &["object"],
             )?,
-            kernel_errors: IntCounter::new("loden_kernel_errors_total", "Steps toward the kernel that failed")?,
-            tunnel_mtu: IntGauge::new("loden_tunnel_mtu_bytes", "Largest packet that a pod may send through the tunnel")?,
+            kernel_errors: IntCounter::new(
+                "loden_kernel_errors_total",
+                "Steps toward the kernel that failed",
+            )?,
+            tunnel_mtu: IntGauge::new(
+                "loden_tunnel_mtu_bytes",
+                "Largest packet that a pod may send through the tunnel",
+            )?,
             socket_overflows: IntCounter::new(
                 "loden_socket_overflows_total",
                 "Datagrams that the kernel dropped because the UDP socket's receive buffer was full",
@@ -122,6 +137,11 @@ impl Metrics {
         registry.register(Box::new(metrics.tunnel_overflows.clone()))?;
         registry.register(Box::new(metrics.ready.clone()))?;
         Ok(metrics)
+    }
+
+    /// Adds the metrics of the Kubernetes API; `reasons` are the labels that its counters can have.
+    pub fn api(&self, reasons: &[&str]) -> Result<ApiMetrics> {
+        ApiMetrics::register(&self.registry, reasons)
     }
 
     /// Notes how long a change took from the source to the data path.
@@ -160,7 +180,8 @@ impl Collector for DataPath {
             lanes.iter().map(|(name, lane)| counter(&[("direction", name)], read(lane))).collect()
         };
         let by_reason = |read: fn(&Lane, DropReason) -> u64| {
-            let pairs = lanes.iter().flat_map(|lane| DropReason::ALL.iter().map(move |reason| (lane, *reason)));
+            let pairs =
+                lanes.iter().flat_map(|lane| DropReason::ALL.iter().map(move |reason| (lane, *reason)));
             pairs
                 .map(|((name, lane), reason)| {
                     counter(&[("direction", name), ("reason", reason.as_str())], read(lane, reason))
@@ -169,7 +190,12 @@ impl Collector for DataPath {
         };
         vec![
             family("loden_packets_total", "Inner packets carried", MetricType::COUNTER, each(Lane::packets)),
-            family("loden_bytes_total", "Bytes of inner packets carried", MetricType::COUNTER, each(Lane::bytes)),
+            family(
+                "loden_bytes_total",
+                "Bytes of inner packets carried",
+                MetricType::COUNTER,
+                each(Lane::bytes),
+            ),
             family(
                 "loden_drops_total",
                 "Packets dropped by the daemon, by reason",
