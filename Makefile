@@ -10,7 +10,7 @@ BUILD = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Networks are built by root, or by anyone to whom the kernel gives a user namespace and /dev/net/tun; others need sudo.
 SUDO = $(shell [ "$$(id -u)" = 0 ] || { unshare -Urn true && [ -w /dev/net/tun ]; } 2>/dev/null || command -v sudo)
 FLANNELD = FLANNELD_BIN=$(abspath $(BUILD)/flanneld)
-AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = ["$(SUDO)", "env", "$(FLANNELD)"]')
+AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(FLANNELD)"')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean

@@ -51,5 +51,6 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 
 fn say(stderr: bool, text: &str) {
     // Nobody is left to tell when the reader of a pipe is gone.
-    let _ = if stderr { writeln!(std::io::stderr(), "{text}") } else { writeln!(std::io::stdout(), "{text}") };
+    let _ =
+        if stderr { writeln!(std::io::stderr(), "{text}") } else { writeln!(std::io::stdout(), "{text}") };
 }

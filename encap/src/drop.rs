@@ -10,6 +10,9 @@ pub enum DropReason {
     BadPacket,
     /// No node has a lease for the destination. Look for a node that left, or one whose lease was refused.
     NoRoute,
+    /// To a group or a broadcast address, and the tunnel carries unicast only, as flannel's does. Nothing to look at:
+    /// the kernel itself announces every new device to groups.
+    NotUnicast,
     /// The destination is in our own podCIDR but came to the tunnel: sending it would loop. Look at the local route
     /// to the pod bridge, which is missing or was taken away.
     OwnPrefix,
@@ -36,9 +39,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of [`index`](Self::index).
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::BadPacket,
         Self::NoRoute,
+        Self::NotUnicast,
         Self::OwnPrefix,
         Self::TooBig,
         Self::FamilyUnsupported,
@@ -65,6 +69,7 @@ impl DropReason {
         match self {
             Self::BadPacket => "bad_packet",
             Self::NoRoute => "no_route",
+            Self::NotUnicast => "not_unicast",
             Self::OwnPrefix => "own_prefix",
             Self::TooBig => "too_big",
             Self::FamilyUnsupported => "family_unsupported",
@@ -85,6 +90,7 @@ impl DropReason {
             Self::NoRoute => {
                 "no node has a lease for the destination; check that its node is listed and accepted"
             }
+            Self::NotUnicast => "multicast or broadcast, which the tunnel does not carry; harmless",
             Self::OwnPrefix => {
                 "a pod address of this node came to the tunnel; check the route to the pod bridge"
             }

@@ -83,6 +83,10 @@ pub fn outbound<'f>(fib: &'f Fib, packet: &[u8]) -> Outbound<'f> {
     let hop = match fib.lookup(packet.dst()) {
         Some(Owner::Peer(hop)) => hop,
         Some(Owner::Local) => return unreachable(DropReason::OwnPrefix),
+        // RFC 1812 4.3.2.7: no ICMP error about what went to a group.
+        None if is_group(packet.dst()) => {
+            return Outbound::Drop { reason: DropReason::NotUnicast, answer: None };
+        }
         None => return unreachable(DropReason::NoRoute),
     };
     if !packet.is_ipv4() && !hop.caps.ipv6 {
@@ -96,6 +100,13 @@ pub fn outbound<'f>(fib: &'f Fib, packet: &[u8]) -> Outbound<'f> {
         };
     }
     Outbound::Send { hop, len }
+}
+
+fn is_group(dst: IpAddr) -> bool {
+    match dst {
+        IpAddr::V4(dst) => dst.is_multicast() || dst.is_broadcast(),
+        IpAddr::V6(dst) => dst.is_multicast(),
+    }
 }
 
 /// Decides about one inner packet that arrived in a datagram from `outer_src`.

@@ -10,11 +10,18 @@
 //! outlives the process, however it ends), [`topology`] (the picture above), [`daemon`] (one flanneld),
 //! [`probe`] (what pods do to each other), [`suite`] (how a test file runs).
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "those bans keep the daemon's core pure; the lab is side effects throughout"
+)]
+
 pub mod apiserver;
 pub mod daemon;
+pub mod handmade;
 pub mod lab;
 pub mod metrics;
 pub mod netns;
+pub mod node;
 pub mod nodes_file;
 pub mod probe;
 pub mod process;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 /// What a daemon needs to know about one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +51,7 @@ impl NodeManifest {
 
 /// A JSON string is a YAML double-quoted scalar.
 fn quote(value: &str) -> String {
-    serde_json::Value::from(value).to_string()
+    Value::from(value).to_string()
 }
 
 /// The whole file: a List, as kubectl prints it.
@@ -62,11 +63,33 @@ pub fn render(nodes: &[NodeManifest]) -> String {
     out
 }
 
+/// The same as JSON, as `kubectl get nodes -o json` prints it.
+pub fn as_json(nodes: &[NodeManifest]) -> Value {
+    let item = |node: &NodeManifest| {
+        let annotations: serde_json::Map<String, Value> =
+            node.annotations.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+        let address = |ip: &IpAddr| json!({"address": ip.to_string(), "type": "InternalIP"});
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": node.name, "annotations": annotations},
+            "spec": {"podCIDR": node.pod_cidrs.first(), "podCIDRs": node.pod_cidrs},
+            "status": {"addresses": node.internal_ips.iter().map(address).collect::<Vec<_>>()},
+        })
+    };
+    json!({
+        "apiVersion": "v1",
+        "items": nodes.iter().map(item).collect::<Vec<_>>(),
+        "kind": "List",
+        "metadata": {"resourceVersion": ""},
+    })
+}
+
 /// A source of leases as the lab sees it: told who the nodes are, and able to point a daemon at itself.
 ///
 /// The cluster calls [`LeaseFeed::publish`] whenever a node joins, leaves or changes. A feed backed by an API server
 /// creates, deletes and patches Node objects there instead of writing a file.
-pub trait LeaseFeed: Send {
+pub trait LeaseFeed: Send + Sync {
     /// A word for people: `file`, `kube`.
     fn kind(&self) -> &'static str;
 

@@ -1,18 +1,16 @@
 //! Nodes, pods and the wire between them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use anyhow::{Context, Result, ensure};
 
-use crate::daemon::{self, Daemon, Launch};
+use crate::daemon::Launch;
 use crate::lab;
 use crate::netns::Netns;
+pub use crate::node::{Node, Pod};
 use crate::nodes_file::{FileFeed, LeaseFeed, NodeManifest};
-use crate::probe::netexec::Netexec;
-use crate::process::NsCommand;
 
 /// The switch's own address, and every node's default gateway.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
@@ -175,7 +173,7 @@ impl Cluster {
     /// # Errors
     /// When there is none.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
-        self.pods().find(|pod| pod.name == name).with_context(|| format!("no pod {name}"))
+        self.pods().find(|pod| pod.name() == name).with_context(|| format!("no pod {name}"))
     }
 
     /// The namespace of the underlay's bridge.
@@ -377,201 +375,5 @@ impl Cluster {
             }
         }
         out
-    }
-}
-
-/// One node: a namespace with `eth0` on the switch, `cni0` for its pods, and maybe a daemon.
-pub struct Node {
-    name: String,
-    number: u8,
-    ns: Netns,
-    dir: PathBuf,
-    pods: Vec<Pod>,
-    daemon: Option<Daemon>,
-}
-
-impl Node {
-    /// `n1`, `n2`, ...
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its namespace.
-    pub fn ns(&self) -> &Netns {
-        &self.ns
-    }
-
-    /// Its address on the underlay.
-    pub fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::new(192, 168, 77, self.number)
-    }
-
-    /// Its IPv6 address on the underlay.
-    pub fn address6(&self) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(self.number))
-    }
-
-    /// Address `last` of its pod network; 0 is flannel0's own.
-    pub fn pod_address(&self, last: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, self.number, last)
-    }
-
-    /// Its pod network.
-    pub fn pod_cidr(&self) -> String {
-        format!("{}/24", self.pod_address(0))
-    }
-
-    /// Its pods.
-    pub fn pods(&self) -> &[Pod] {
-        &self.pods
-    }
-
-    /// Where its run files and log are.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// The Node object of it.
-    pub fn manifest(&self) -> NodeManifest {
-        NodeManifest {
-            name: self.name.clone(),
-            pod_cidrs: vec![self.pod_cidr()],
-            internal_ips: vec![IpAddr::V4(self.address())],
-            annotations: Vec::new(),
-        }
-    }
-
-    /// The file its daemon writes for the CNI plugin, in a directory that the daemon makes.
-    pub fn subnet_file(&self) -> PathBuf {
-        self.dir.join("flannel/subnet.env")
-    }
-
-    /// One value of subnet.env.
-    ///
-    /// # Errors
-    /// When the file or the key is missing.
-    pub fn subnet_env(&self, key: &str) -> Result<String> {
-        let path = self.subnet_file();
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        text.lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-            .map(str::to_owned)
-            .with_context(|| format!("no {key} in subnet.env:\n{text}"))
-    }
-
-    /// Its daemon.
-    ///
-    /// # Errors
-    /// When none runs.
-    pub fn daemon(&self) -> Result<&Daemon> {
-        self.daemon.as_ref().with_context(|| format!("no daemon runs in {}", self.name))
-    }
-
-    /// Its daemon.
-    ///
-    /// # Errors
-    /// When none runs.
-    pub fn daemon_mut(&mut self) -> Result<&mut Daemon> {
-        self.daemon.as_mut().with_context(|| format!("no daemon runs in {}", self.name))
-    }
-
-    /// A `flanneld` subcommand aimed at this node's run files, as an operator on the node would type it.
-    ///
-    /// # Errors
-    /// When there is no binary.
-    pub fn flanneld(&self, subcommand: &[&str]) -> Result<NsCommand> {
-        let command = self.ns.command(daemon::binary()?).args(subcommand);
-        Ok(command.arg("--subnet-file").arg(self.subnet_file()))
-    }
-
-    /// Stops its daemon with a signal; says how it ended and how long that took.
-    ///
-    /// # Errors
-    /// When none runs, or it does not end.
-    pub fn stop_daemon(&mut self, signal: Signal) -> Result<(std::process::ExitStatus, Duration)> {
-        match self.daemon.take() {
-            Some(daemon) => daemon.stop(signal),
-            None => bail!("no daemon runs in {}", self.name),
-        }
-    }
-
-    /// Attaches pods to `cni0`, with links of `mtu` bytes.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach_pods(&mut self, count: u8, mtu: u32) -> Result<()> {
-        for index in 0..count {
-            let letter = char::from(b'a' + index);
-            let name = format!("{}.{letter}", self.name);
-            let ns = Netns::new(name.clone())?;
-            let ip = self.pod_address(10 + index);
-            self.ns.ip(&format!(
-                "link add veth{letter} mtu {mtu} type veth peer name eth0 netns {path}\n\
-                 link set veth{letter} master cni0 up",
-                path = ns.path()
-            ))?;
-            ns.ip(&format!(
-                "link set eth0 mtu {mtu} up\naddr add {ip}/24 dev eth0\nroute add default via {gateway}",
-                gateway = self.pod_address(1)
-            ))?;
-            let server = Netexec::start(&ns, &name)?;
-            self.pods.push(Pod { name, node: self.name.clone(), ns, ip, mtu, _server: server });
-        }
-        Ok(())
-    }
-
-    /// Attributes of one of its links as `ip -details link show` prints them; none when there is no such link.
-    ///
-    /// # Errors
-    /// When `ip` cannot be run.
-    pub fn link(&self, device: &str) -> Result<Option<String>> {
-        let shown =
-            self.ns.command("ip").args(["-oneline", "-details", "link", "show", "dev", device]).output()?;
-        Ok(shown.status.success().then(|| String::from_utf8_lossy(&shown.stdout).into_owned()))
-    }
-
-    /// Whether `nft list tables` shows our table.
-    ///
-    /// # Errors
-    /// When `nft` cannot be run.
-    pub fn has_firewall(&self) -> Result<bool> {
-        Ok(self.ns.command("nft").args(["list", "tables"]).run()?.contains("table inet loden"))
-    }
-}
-
-/// One pod: a namespace behind `cni0`, with a [`Netexec`] server in it.
-pub struct Pod {
-    name: String,
-    node: String,
-    ns: Netns,
-    ip: Ipv4Addr,
-    mtu: u32,
-    _server: Netexec,
-}
-
-impl Pod {
-    /// `n1.a`, `n1.b`, ...
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The name of its node.
-    pub fn node(&self) -> &str {
-        &self.node
-    }
-
-    /// Its namespace.
-    pub fn ns(&self) -> &Netns {
-        &self.ns
-    }
-
-    /// Its address.
-    pub fn ip(&self) -> Ipv4Addr {
-        self.ip
-    }
-
-    /// The MTU of its link, bytes.
-    pub fn mtu(&self) -> u32 {
-        self.mtu
     }
 }

@@ -51,7 +51,8 @@ pub fn path(subnet_file: &Path) -> PathBuf {
 /// Binds the socket. Whoever holds the run lock may replace a socket that a killed daemon left behind.
 pub fn bind(path: &Path) -> Result<UnixListener> {
     file::remove(path)?;
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot make socket {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot make socket {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict {}", path.display()))?;
     Ok(listener)
@@ -113,7 +114,9 @@ pub fn ask(subnet_file: &Path, request: &Request) -> Result<serde_json::Value> {
     stream.write_all(text.as_bytes()).context("the daemon hung up")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).context("the daemon did not answer within ten seconds")?;
-    match serde_json::from_str(&line).context("the daemon's answer is not understood; is it another version?")? {
+    match serde_json::from_str(&line)
+        .context("the daemon's answer is not understood; is it another version?")?
+    {
         Reply::Ok(value) => Ok(value),
         Reply::Error(text) => bail!(text),
     }

@@ -29,7 +29,8 @@ pub fn make_directory(directory: &Path) -> Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(directory).with_context(|| format!("cannot make directory {}", directory.display()))?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make directory {}", directory.display()))?;
     fs::set_permissions(directory, Permissions::from_mode(0o755))
         .with_context(|| format!("cannot set mode 0755 on {}", directory.display()))
 }
@@ -44,7 +45,9 @@ pub fn read(path: &Path, limit: u64) -> Result<String> {
     use std::io::Read as _;
     let file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut text = String::new();
-    file.take(limit + 1).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(limit + 1)
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     if text.len() as u64 > limit {
         anyhow::bail!("{} is larger than {limit} bytes: is it the right file?", path.display());
     }

@@ -43,7 +43,8 @@ pub async fn bind(at: SocketAddr) -> Result<TcpListener> {
             "health endpoint {at} is in use (`ss -ltnp 'sport = :{}'` names the program): stop it, or set --healthz-port",
             at.port()
         ),
-        Err(error) => Err(error).with_context(|| format!("cannot listen on {at}: check --healthz-ip and --healthz-port")),
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot listen on {at}: check --healthz-ip and --healthz-port")),
     }
 }
 
@@ -61,7 +62,8 @@ where
         };
         let answer = answer.clone();
         tokio::task::spawn_local(async move {
-            let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(respond(&request, &*answer))));
+            let service =
+                service_fn(|request| std::future::ready(Ok::<_, Infallible>(respond(&request, &*answer))));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
@@ -74,7 +76,8 @@ where
 
 fn respond<B>(request: &Request<B>, answer: &dyn Fn(&str) -> Option<Answer>) -> Response<Full<Bytes>> {
     let answer = if request.method() == Method::GET || request.method() == Method::HEAD {
-        answer(request.uri().path()).unwrap_or_else(|| Answer::text(404, "try /healthz, /readyz or /metrics\n"))
+        answer(request.uri().path())
+            .unwrap_or_else(|| Answer::text(404, "try /healthz, /readyz or /metrics\n"))
     } else {
         Answer::text(405, "this endpoint is read-only\n")
     };

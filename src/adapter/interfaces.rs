@@ -61,10 +61,8 @@ fn address(message: &AddressMessage) -> Option<Address> {
 
 /// Index of the interface of the default route of the main table with the lowest metric, IPv4 before IPv6.
 pub async fn default_route(handle: &Handle) -> Result<Option<u32>> {
-    let filters = [
-        RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    ];
+    let filters =
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     for filter in filters {
         let mut best: Option<(u32, u32)> = None;
         let mut routes = std::pin::pin!(handle.route().get(filter).execute());
@@ -99,7 +97,9 @@ fn default_candidate(route: &RouteMessage) -> Option<(u32, u32)> {
 pub async fn reaching(handle: &Handle, address: IpAddr) -> Option<u32> {
     let request = match address {
         IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
-        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
+        IpAddr::V6(address) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
+        }
     };
     let mut answers = std::pin::pin!(handle.route().get(request).execute());
     // "Network is unreachable" is an answer too.

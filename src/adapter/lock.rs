@@ -26,13 +26,10 @@ impl RunLock {
     pub fn take(subnet_file: &Path) -> Result<Self> {
         let path = path(subnet_file);
         file::make_directory(file::directory(&path))?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("cannot open {}: choose another place with --subnet-file", path.display()))?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(
+                || format!("cannot open {}: choose another place with --subnet-file", path.display()),
+            )?;
         let mut holder = String::new();
         let _ = file.read_to_string(&mut holder);
         let mut held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

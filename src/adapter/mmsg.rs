@@ -43,7 +43,8 @@ pub(super) enum RecvOutcome {
 impl Mmsg {
     pub(super) fn new(slots: usize) -> Self {
         // SAFETY: all three are plain C structures for which all-zero is a valid value.
-        let zeroed = unsafe { (mem::zeroed::<mmsghdr>(), mem::zeroed::<iovec>(), mem::zeroed::<sockaddr_storage>()) };
+        let zeroed =
+            unsafe { (mem::zeroed::<mmsghdr>(), mem::zeroed::<iovec>(), mem::zeroed::<sockaddr_storage>()) };
         Self {
             headers: vec![zeroed.0; slots].into_boxed_slice(),
             vectors: vec![zeroed.1; slots].into_boxed_slice(),

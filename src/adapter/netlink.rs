@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use encap::Prefix;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _};
+use nix::errno::Errno;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use nix::errno::Errno;
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 
@@ -41,7 +41,10 @@ pub struct LinuxKernel {
 /// What a netlink event was about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Touched {
-    Link { index: u32, name: Option<String> },
+    Link {
+        index: u32,
+        name: Option<String>,
+    },
     Device(u32),
     /// Events were lost, or one was not understood: look at everything.
     Unknown,
@@ -78,7 +81,7 @@ impl LinuxKernel {
 
     fn tunnel_index(&self, op: &Op) -> Result<u32, KernelError> {
         let missing = || KernelError {
-            doing: describe(op),
+            doing: op.to_string(),
             cause: "the tunnel device is not open".into(),
             remedy: None,
         };
@@ -106,7 +109,9 @@ impl LinuxKernel {
             Op::SetQueueLen { packets, .. } => {
                 request(LinkUnspec::new_with_index(index).txqueuelen(*packets).build()).execute().await
             }
-            Op::SetMtu { mtu, .. } => request(LinkUnspec::new_with_index(index).mtu(*mtu).build()).execute().await,
+            Op::SetMtu { mtu, .. } => {
+                request(LinkUnspec::new_with_index(index).mtu(*mtu).build()).execute().await
+            }
             Op::SetUp { .. } => request(LinkUnspec::new_with_index(index).up().build()).execute().await,
             Op::AddAddress { address, .. } => {
                 self.handle.address().add(index, address.addr(), address.len()).execute().await
@@ -351,25 +356,9 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
     }
 }
 
-fn describe(op: &Op) -> String {
-    match op {
-        Op::OpenTunnel { name } => format!("open tunnel device {name}"),
-        Op::SetQueueLen { link, packets } => format!("set the queue of {link} to {packets} packets"),
-        Op::SetMtu { link, mtu } => format!("set the MTU of {link} to {mtu}"),
-        Op::SetUp { link } => format!("set {link} up"),
-        Op::RemoveAddress { link, address, len } => format!("remove address {address}/{len} from {link}"),
-        Op::AddAddress { link, address } => format!("add address {address} to {link}"),
-        Op::AddRoute { link, to } => format!("add route {to} dev {link}"),
-        Op::InstallFirewall(_) => "install the firewall table".into(),
-        Op::RemoveFirewall => "remove the firewall table".into(),
-    }
-}
-
 fn explain(op: &Op, error: &rtnetlink::Error) -> KernelError {
     let (cause, remedy) = match (errno(error), op) {
-        (Some(Errno::EPERM), _) => {
-            ("operation not permitted".into(), Some("the daemon needs CAP_NET_ADMIN"))
-        }
+        (Some(Errno::EPERM), _) => ("operation not permitted".into(), Some("the daemon needs CAP_NET_ADMIN")),
         (Some(Errno::EEXIST), Op::AddRoute { .. }) => (
             "there is a route to this network by another device".into(),
             Some("`ip route show` names it; remove it, or choose another Network"),
@@ -377,5 +366,5 @@ fn explain(op: &Op, error: &rtnetlink::Error) -> KernelError {
         (Some(errno), _) => (errno.desc().to_owned(), None),
         (None, _) => (error.to_string(), None),
     };
-    KernelError { doing: describe(op), cause, remedy }
+    KernelError { doing: op.to_string(), cause, remedy }
 }

@@ -14,9 +14,6 @@ use crate::config::AnnotationPrefix;
 use crate::lease::manifest;
 use crate::ports::{Arrival, LeaseEvent, LeaseSource};
 
-/// Largest file that is read: 5,000 full Nodes as kubectl prints them are below 100 MB.
-const LIMIT: u64 = 256 << 20;
-
 /// A writer that does not replace the file atomically is given this long to finish.
 const SETTLE: Duration = Duration::from_millis(10);
 
@@ -45,7 +42,7 @@ impl NodesFile {
 
     /// Reads the file; `None` when it says what it said before.
     fn look(&mut self) -> Option<LeaseEvent> {
-        let read = file::read(&self.path, LIMIT).map_err(|error| format!("{error:#}"));
+        let read = file::read(&self.path, manifest::MAX_BYTES as u64).map_err(|error| format!("{error:#}"));
         if self.last.as_ref() == Some(&read) {
             return None;
         }
@@ -111,6 +108,9 @@ impl LeaseSource for NodesFile {
 fn watch(directory: &Path) -> Result<EventStream<Vec<u8>>> {
     let inotify = Inotify::init().context("cannot start inotify")?;
     let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE;
-    inotify.watches().add(directory, mask).with_context(|| format!("cannot watch {}", directory.display()))?;
+    inotify
+        .watches()
+        .add(directory, mask)
+        .with_context(|| format!("cannot watch {}", directory.display()))?;
     inotify.into_event_stream(vec![0; 4096]).context("cannot read inotify events")
 }

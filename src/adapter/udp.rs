@@ -140,7 +140,8 @@ impl PacketIo for UdpIo {
         mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
     ) {
         while !packets.is_empty() {
-            let sent = match self.messages.send(self.socket.socket.as_fd(), batch, packets, self.socket.port) {
+            let sent = match self.messages.send(self.socket.socket.as_fd(), batch, packets, self.socket.port)
+            {
                 Ok(sent) => sent,
                 Err(Errno::EINTR) => continue,
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
@@ -168,7 +169,8 @@ impl UdpIo {
     /// Sleeps until the socket takes more; `false` when told to stop meanwhile.
     fn wait_writable(&self) -> bool {
         let fd = self.socket.socket.as_fd();
-        let mut fds = [PollFd::new(fd, PollFlags::POLLOUT), PollFd::new(self.wake.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(fd, PollFlags::POLLOUT), PollFd::new(self.wake.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::NONE).is_ok() && fds[1].any() != Some(true)
     }
 }

@@ -81,8 +81,8 @@ pub fn routes(args: &RoutesArgs) -> Result<String> {
     match args.output {
         OutputFormat::Json => serde_json::to_string_pretty(&value).context("cannot print the answer"),
         OutputFormat::Table => {
-            let view: RoutesView =
-                serde_json::from_value(value).context("the daemon's answer is not understood; is it another version?")?;
+            let view: RoutesView = serde_json::from_value(value)
+                .context("the daemon's answer is not understood; is it another version?")?;
             let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             Ok(render(&view, colour))
         }
@@ -98,7 +98,8 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
     } else {
         table.force_no_tty();
     }
-    let bold = |text: &str| if colour { Cell::new(text).add_attribute(Attribute::Bold) } else { Cell::new(text) };
+    let bold =
+        |text: &str| if colour { Cell::new(text).add_attribute(Attribute::Bold) } else { Cell::new(text) };
     let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
     let headings = ["NODE", "NODE IP", "PREFIXES", "SENT", "", "RECEIVED", "", "LAST SEEN", "STATE"];
     table.set_header(headings.map(bold));
@@ -215,7 +216,14 @@ mod tests {
     fn the_table_is_plain_when_piped_and_says_why_a_node_is_refused() {
         let text = render(&view(), false);
         assert!(!text.contains('\u{1b}'), "{text}");
-        for part in ["NODE IP", "10.244.1.0/24", "1.5 KiB", "3s ago", "never", "n3: public-ip 127.0.0.1 is a loopback"] {
+        for part in [
+            "NODE IP",
+            "10.244.1.0/24",
+            "1.5 KiB",
+            "3s ago",
+            "never",
+            "n3: public-ip 127.0.0.1 is a loopback",
+        ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
     }

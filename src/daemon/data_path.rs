@@ -76,9 +76,8 @@ impl DataPath {
         })?;
         let (mut tun, mut udp) = io();
         let shared = self.shared.clone();
-        let rx = self.spawn("udp-to-tun", device.index(), move || {
-            dataplane::decapsulate(&shared, &mut udp, &mut tun)
-        });
+        let rx = self
+            .spawn("udp-to-tun", device.index(), move || dataplane::decapsulate(&shared, &mut udp, &mut tun));
         let mut threads = vec![tx];
         let rx = rx.map(|rx| threads.push(rx));
         self.running = Some(Running { device: device.index(), wake, threads });
@@ -98,7 +97,10 @@ impl DataPath {
                 let _ = exits.send(Exit { device, cause: format!("thread {name} ended: {failure}") });
             }
         };
-        std::thread::Builder::new().name(name.into()).spawn(work).with_context(|| format!("cannot start {name}"))
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(work)
+            .with_context(|| format!("cannot start {name}"))
     }
 
     /// Stops the threads and lets go of the device; the socket stays bound.

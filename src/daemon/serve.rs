@@ -8,6 +8,7 @@ use super::state::{State, TUNNEL};
 use crate::adapter::control::Request;
 use crate::adapter::http::Answer;
 use crate::commands::routes::{RouteState, RouteView, RoutesView, Traffic};
+use crate::config;
 use crate::dataplane::PeerTotals;
 use crate::lease::{Lease, Snapshot};
 use crate::telemetry::health::Readiness;
@@ -52,6 +53,7 @@ pub(super) fn control(state: &State, log: &LogControl, request: Request) -> Resu
             serde_json::to_value(view(state)).context("cannot write the answer")
         }
         Request::LogLevel { filter } => {
+            config::check_log_filter(&filter).map_err(anyhow::Error::msg)?;
             log.set(&filter)?;
             tracing::info!(filter, "log level changed");
             Ok(serde_json::Value::Null)
@@ -66,7 +68,8 @@ fn view(state: &State) -> RoutesView {
     let others = snapshot.refused.iter().filter(|refusal| refusal.node != state.node && !refusal.kept);
     routes.extend(others.map(|refusal| bare(&refusal.node, RouteState::Refused, refusal.to_string())));
     let mismatched = snapshot.mismatched.iter();
-    routes.extend(mismatched.map(|mismatch| bare(&mismatch.node, RouteState::Mismatch, mismatch.to_string())));
+    routes
+        .extend(mismatched.map(|mismatch| bare(&mismatch.node, RouteState::Mismatch, mismatch.to_string())));
     RoutesView {
         node: state.node.clone(),
         backend: state.conf.backend.name().into(),
@@ -83,7 +86,11 @@ fn own(state: &State, snapshot: &Snapshot) -> RouteView {
     let note = health.own_trouble.clone().or_else(|| health.waiting.clone()).unwrap_or_default();
     RouteView {
         prefixes: state.own_prefixes().iter().map(ToString::to_string).collect(),
-        node_ip: snapshot.own_facts.as_ref().and_then(|facts| facts.internal_ips.first()).map(ToString::to_string),
+        node_ip: snapshot
+            .own_facts
+            .as_ref()
+            .and_then(|facts| facts.internal_ips.first())
+            .map(ToString::to_string),
         note: (!note.is_empty()).then_some(note),
         ..bare(&state.node, RouteState::Own, String::new())
     }

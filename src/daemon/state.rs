@@ -271,9 +271,9 @@ impl State {
     pub(super) fn passed(&self, pass: &Pass) -> bool {
         for op in &pass.done {
             if pass.repair {
-                warn!(?op, "repaired: somebody else had changed this");
+                warn!("repaired what somebody else had changed: {op}");
             } else {
-                debug!(?op, "applied");
+                debug!("{op}");
             }
         }
         if pass.repair {

@@ -76,7 +76,13 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
     Ok(())
 }
 
-fn admit(shared: &Shared, table: &Table, slot: usize, received: &Received, payload: &[u8]) -> Option<Transmit> {
+fn admit(
+    shared: &Shared,
+    table: &Table,
+    slot: usize,
+    received: &Received,
+    payload: &[u8],
+) -> Option<Transmit> {
     let lane = &shared.rx;
     let verdict = match received.from {
         Some(from) if !received.truncated => encap::inbound(&table.fib, shared.check, from, payload),

@@ -1,10 +1,11 @@
 //! The steps from what the kernel holds to what it should hold.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use encap::Prefix;
 
-use super::{Desired, Ruleset, TunnelSpec};
+use super::{Desired, FIREWALL_TABLE, Ruleset, TunnelSpec};
 
 /// A network device as the kernel reports it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -152,6 +153,24 @@ impl Op {
     }
 }
 
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OpenTunnel { name } => write!(f, "open tunnel device {name}"),
+            Self::SetQueueLen { link, packets } => write!(f, "set the queue of {link} to {packets} packets"),
+            Self::SetMtu { link, mtu } => write!(f, "set the MTU of {link} to {mtu}"),
+            Self::SetUp { link } => write!(f, "set {link} up"),
+            Self::RemoveAddress { link, address, len } => {
+                write!(f, "remove address {address}/{len} from {link}")
+            }
+            Self::AddAddress { link, address } => write!(f, "add address {address} to {link}"),
+            Self::AddRoute { link, to } => write!(f, "add route {to} dev {link}"),
+            Self::InstallFirewall(_) => write!(f, "put nftables table inet {FIREWALL_TABLE} in force"),
+            Self::RemoveFirewall => write!(f, "remove nftables table inet {FIREWALL_TABLE}"),
+        }
+    }
+}
+
 /// Steps from `observed` to `desired`, in an order the kernel accepts: device, MTU, up, addresses, routes, rules.
 ///
 /// No step when there is no difference. Routes and addresses outside the cluster networks are not ours and stay.
@@ -274,7 +293,8 @@ mod tests {
         let route = prop_oneof![Just("10.244.0.0/16"), Just("198.51.100.0/24")];
         let routes = prop::collection::btree_set(route, 0..3)
             .prop_map(|set| set.into_iter().map(|to| to.parse().unwrap()).collect::<BTreeSet<Prefix>>());
-        let link = (prop_oneof![Just(1472u32), Just(1500)], prop_oneof![Just(500u32), Just(10_000)], any::<bool>());
+        let link =
+            (prop_oneof![Just(1472u32), Just(1500)], prop_oneof![Just(500u32), Just(10_000)], any::<bool>());
         prop::option::of((link, addresses, routes).prop_map(|((mtu, queue_len, up), addresses, routes)| {
             let routes = if up { routes } else { BTreeSet::new() };
             TunnelState { link: LinkState { index: 7, mtu, queue_len, up }, addresses, routes }

@@ -61,7 +61,9 @@ impl Ruleset {
 
     fn postrouting_chain(&self, text: &mut String, masquerade: Masquerade) {
         let random = if masquerade.fully_random { " fully-random" } else { "" };
-        text.push_str("  chain postrouting {\n    type nat hook postrouting priority srcnat; policy accept;\n");
+        text.push_str(
+            "  chain postrouting {\n    type nat hook postrouting priority srcnat; policy accept;\n",
+        );
         // kube-proxy marks what it will masquerade itself; a second translation would hide the Service's choice.
         text.push_str("    meta mark & 0x4000 == 0x4000 return\n");
         for NetworkPair { cluster, node } in &self.networks {

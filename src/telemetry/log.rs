@@ -36,6 +36,7 @@ impl LogControl {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(filter)
-        .with_context(|| format!("log filter {filter:?}: use error, warn, info, debug, trace or e.g. loden=debug"))
+    EnvFilter::try_new(filter).with_context(|| {
+        format!("log filter {filter:?}: use error, warn, info, debug, trace or e.g. loden=debug")
+    })
 }

@@ -185,7 +185,9 @@ pub fn forward(data: &[u8]) {
         Outbound::Drop { reason, answer } => {
             let malformed = matches!(reason, DropReason::BadPacket | DropReason::Truncated);
             assert_eq!(malformed, IpPacket::parse(packet).is_err());
-            assert_eq!(malformed, answer.is_none());
+            let group = reason == DropReason::NotUnicast;
+            assert_eq!(malformed || group, answer.is_none());
+            assert!(!group || IpPacket::parse(packet).is_ok_and(|view| fib.lookup(view.dst()).is_none()));
         }
     }
     // Peers are 1 and 2; 0 and 3 are strangers.

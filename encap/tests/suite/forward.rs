@@ -44,6 +44,14 @@ fn a_destination_without_a_lease_is_unreachable() {
 }
 
 #[test]
+fn groups_are_not_carried_and_not_answered() {
+    for group in ["224.0.0.22", "239.1.2.3", "255.255.255.255"] {
+        assert_eq!(sent(&to_v4(group, 100, DF)), Err((DropReason::NotUnicast, None)));
+    }
+    assert_eq!(sent(&to_v6("ff02::2", 100)), Err((DropReason::NotUnicast, None)));
+}
+
+#[test]
 fn what_may_not_be_fragmented_must_fit() {
     let too_big = Err((DropReason::TooBig, Some(IcmpCause::TooBig { mtu: 1280 })));
     assert_eq!(sent(&to_v4("10.244.1.9", 1280, DF)), Ok((1, 1280)));

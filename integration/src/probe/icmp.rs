@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::sockopt::dont_fragment;
+use super::sockopt::{dont_fragment, report_icmp_errors};
 use super::udp::PATIENCE;
 use crate::netns::Netns;
 
@@ -46,6 +46,7 @@ impl Pinger {
             let socket = Socket::new(domain, Type::DGRAM, Some(protocol)).context("open a ping socket")?;
             if to.is_ipv4() {
                 dont_fragment(&socket)?;
+                report_icmp_errors(&socket)?;
             }
             socket.connect(&SocketAddr::new(to, 0).into()).with_context(|| format!("no route to {to}"))?;
             Ok(socket)

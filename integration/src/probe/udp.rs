@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::netexec::UDP_PORT;
-use super::sockopt::dont_fragment;
+use super::sockopt::{dont_fragment, report_icmp_errors};
 use crate::netns::Netns;
 
 /// How long one answer may take. Generous: a lost packet is what the caller wants to hear about, not a slow machine.
@@ -43,6 +43,7 @@ impl Asker {
         let socket = from.run(|| {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             socket.connect((to, UDP_PORT)).with_context(|| format!("no route to {to}"))?;
+            report_icmp_errors(&socket)?;
             Ok(socket)
         })?;
         Ok(Self { socket, serial: 0 })

@@ -2,6 +2,8 @@
 //!
 //! Everything lives in namespaces that only this process holds, so Ctrl-C and kill -9 leave nothing behind.
 
+#![expect(clippy::disallowed_methods, reason = "the demo is side effects throughout")]
+
 mod matrix;
 mod story;
 mod view;

@@ -1,0 +1,179 @@
+//! The whole way from the tunnel device to the UDP socket, per packet.
+//!
+//! `memory`: the data path's own loop with both sides in memory, so what our code costs.
+//! `kernel`: the same loop between a real TUN device and a real socket in a private network namespace, fed by a
+//! sender on the same machine, so what a packet costs with its system calls. Needs root, or a kernel that allows
+//! user namespaces.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "a benchmark owns its clock and may fail loudly"
+)]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use encap::{DropReason, Fib, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
+use etherparse::PacketBuilder;
+use loden::adapter::tun::TunDevice;
+use loden::adapter::udp::{OuterSocket, WakeFd};
+use loden::dataplane::{self, BATCH, Shared, Table};
+use loden::ports::{Batch, PacketIo, Received, Transmit, Wake};
+use nix::sched::{CloneFlags, unshare};
+
+const SIZES: [usize; 3] = [64, 512, 1472];
+const PORT: u16 = 8285;
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 5);
+const PEER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+fn shared() -> Arc<Shared> {
+    let mut fib = Fib::builder();
+    fib.network("10.244.0.0/16".parse().expect("a prefix"));
+    fib.route("10.244.1.0/24".parse().expect("a prefix"), Owner::Local);
+    let caps = PeerCaps { ipv6: false, ecn: false };
+    let hop = NextHop { peer: PeerId(1), addr: IpAddr::V4(PEER), mtu: 1472, caps, mac: None };
+    fib.route("10.244.2.0/24".parse().expect("a prefix"), Owner::Peer(hop)).sender(hop.addr, hop.peer);
+    let shared = Shared::new(SourceCheck::Enforce);
+    shared.publish(Table { fib: fib.build(), own_v4: Some(IpAddr::from([10, 244, 1, 0])), own_v6: None });
+    shared
+}
+
+fn packet(size: usize) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(size);
+    let builder = PacketBuilder::ipv4([10, 244, 1, 3], POD.octets(), 64).udp(4000, 5000);
+    builder.write(&mut packet, &vec![0; size - 28]).expect("a packet");
+    packet
+}
+
+/// A side in memory: hands out full batches of one packet until its budget is spent, and takes everything.
+struct Memory {
+    packet: Vec<u8>,
+    left: u64,
+}
+
+impl PacketIo for Memory {
+    fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
+        batch.clear();
+        let count = self.left.min(batch.capacity() as u64);
+        for slot in 0..count as usize {
+            if let Some(head) = batch.slot_mut(slot).get_mut(..self.packet.len()) {
+                // What a read does, less the kernel.
+                head.copy_from_slice(&self.packet);
+            }
+            batch.push(Received { len: self.packet.len(), from: Some(IpAddr::V4(PEER)), truncated: false });
+        }
+        self.left -= count;
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        _: &Batch,
+        packets: &[Transmit],
+        mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
+    ) {
+        packets.iter().for_each(|packet| outcome(packet, Ok(())));
+    }
+
+    fn wait(&mut self) -> io::Result<Wake> {
+        Ok(Wake::Stop)
+    }
+}
+
+fn memory(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pipeline_memory");
+    group.throughput(Throughput::Elements(1));
+    for size in SIZES {
+        group.bench_with_input(BenchmarkId::new("encapsulate", size), &size, |bencher, &size| {
+            let shared = shared();
+            bencher.iter_custom(|iterations| {
+                let mut tun = Memory { packet: packet(size), left: iterations };
+                let mut udp = Memory { packet: Vec::new(), left: 0 };
+                let start = Instant::now();
+                dataplane::encapsulate(&shared, &mut tun, &mut udp, || 0).expect("memory does not fail");
+                start.elapsed()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Keeps at most this many packets between sender and sink, so that no queue on the way overflows.
+const WINDOW: u64 = 1024;
+
+fn kernel(criterion: &mut Criterion) {
+    if let Err(error) = private_network() {
+        eprintln!("pipeline_kernel is left out: {error}");
+        return;
+    }
+    let tunnel = TunDevice::open("flannel0").expect("a tunnel device");
+    for line in [
+        "link set lo up",
+        "link set flannel0 up mtu 1472 txqueuelen 10000",
+        "addr add 10.244.1.0/32 dev flannel0",
+        "route add 10.244.0.0/16 dev flannel0",
+    ] {
+        let status = Command::new("ip").args(line.split(' ')).status().expect("ip of iproute2");
+        assert!(status.success(), "ip {line}");
+    }
+    let shared = shared();
+    let socket = OuterSocket::bind(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT).expect("a socket");
+    socket.enlarge_buffers().expect("buffers");
+    let sink = UdpSocket::bind(SocketAddr::from((PEER, PORT))).expect("a sink");
+    let wake = Arc::new(WakeFd::new().expect("an eventfd"));
+    let (mut tun, mut udp) = (tunnel.io(&wake), socket.io(&wake, BATCH));
+    let running = shared.clone();
+    let worker = std::thread::spawn(move || dataplane::encapsulate(&running, &mut tun, &mut udp, || 0));
+
+    let mut group = criterion.benchmark_group("pipeline_kernel");
+    group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));
+    for size in SIZES {
+        group.bench_with_input(BenchmarkId::new("tun_to_udp", size), &size, |bencher, &size| {
+            let sender = UdpSocket::bind("10.244.1.0:0").expect("a sender");
+            sender.connect((POD, 5000)).expect("a destination");
+            let payload = vec![0; size - 28];
+            bencher.iter_custom(|iterations| carry(&shared, &sender, &sink, &payload, iterations));
+        });
+    }
+    group.finish();
+    shared.stop();
+    wake.ring().expect("a wake-up");
+    worker.join().expect("no panic").expect("the device works");
+}
+
+/// Time to carry `count` packets from the sender through the tunnel device to the socket of the peer.
+fn carry(shared: &Shared, sender: &UdpSocket, sink: &UdpSocket, payload: &[u8], count: u64) -> Duration {
+    let mut buffer = [0; 2048];
+    sink.set_nonblocking(true).expect("non-blocking");
+    while sink.recv(&mut buffer).is_ok() {}
+    let base = shared.tx.packets();
+    let start = Instant::now();
+    let mut sent = 0;
+    loop {
+        let done = shared.tx.packets() - base;
+        if done >= count {
+            return start.elapsed();
+        }
+        if sent < count && sent - done < WINDOW {
+            sender.send(payload).expect("the device takes it");
+            sent += 1;
+        } else {
+            while sink.recv(&mut buffer).is_ok() {}
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn private_network() -> nix::Result<()> {
+    if unshare(CloneFlags::CLONE_NEWNET).is_ok() {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+}
+
+criterion_group!(benches, memory, kernel);
+criterion_main!(benches);

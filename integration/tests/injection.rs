@@ -1,0 +1,168 @@
+//! Tunnel input that must not get through: each datagram is dropped and counted under its reason.
+//! Stock flannel delivers every one of those that are well-formed.
+
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use integration::handmade::Handmade;
+use integration::metrics::Metrics;
+use integration::probe::packet;
+use integration::probe::udp::Sink;
+use integration::suite::{Notes, Setup, Suite};
+use integration::topology::{Cluster, Pod};
+use integration::wait;
+
+/// Datagrams per case: a counter that counts once per batch would show.
+const COUNT: u32 = 20;
+/// Where the victim listens.
+const VICTIM: u16 = 9000;
+
+fn main() -> ExitCode {
+    Suite::<Lab>::new()
+        .check("a node's own pod passes: the door is open for the honest", honest)
+        .check("a source outside the cluster network passes from a known node", outside_source)
+        .check("a host that is no node, with any inner source", unknown_sender)
+        .check("a node that uses another node's prefix", another_nodes_prefix)
+        .check("a node that uses the receiver's own prefix", receivers_prefix)
+        .check("a node that uses a prefix nobody has", nobodys_prefix)
+        .check("bytes that are no IP packet", garbage)
+        .check("a packet shorter than it says", truncated)
+        .check("the largest datagram there is", largest)
+        .check("the daemon is none the worse for it", still_well)
+        .main()
+}
+
+/// Two real nodes, a hand-made third, and a stranger that no Node names.
+struct Lab {
+    cluster: Cluster,
+    node: Handmade,
+    stranger: Handmade,
+    sink: Sink,
+}
+
+impl Setup for Lab {
+    fn build() -> Result<Self> {
+        let mut cluster = Cluster::builder().nodes(2).start()?;
+        let node = Handmade::plug(&mut cluster, 50)?;
+        let stranger = Handmade::plug(&mut cluster, 66)?;
+        let mut nodes = cluster.manifests();
+        nodes.push(node.manifest());
+        cluster.publish_only(&nodes)?;
+        cluster.node("n1")?.wait_lease(&node.name())?;
+        let sink = Sink::bind(cluster.pod("n1.a")?.ns(), VICTIM)?;
+        Ok(Self { cluster, node, stranger, sink })
+    }
+
+    fn explain(&self) -> String {
+        self.cluster.logs()
+    }
+}
+
+impl Lab {
+    fn victim(&self) -> Result<&Pod> {
+        self.cluster.pod("n1.a")
+    }
+
+    fn metrics(&self) -> Result<Metrics> {
+        self.cluster.node("n1")?.daemon()?.metrics()
+    }
+
+    fn inner(&self, source: Ipv4Addr) -> Result<Vec<u8>> {
+        packet::udp((source, 1234), (self.victim()?.ip(), VICTIM), b"let me in")
+    }
+
+    /// Sends the datagram and requires that every copy arrives.
+    fn delivered(&self, sender: &Handmade, source: Ipv4Addr) -> Result<()> {
+        let datagram = self.inner(source)?;
+        for _ in 0..COUNT {
+            sender.send(self.cluster.node("n1")?, &datagram)?;
+            let (payload, from) = self.sink.next()?;
+            ensure!(payload == b"let me in" && from.ip() == source, "{from} said {payload:?}");
+        }
+        Ok(())
+    }
+
+    /// Sends the datagram and requires that every copy is dropped for `reason`, and for no other.
+    fn dropped(&self, sender: &Handmade, datagram: &[u8], reason: &str) -> Result<()> {
+        let before = self.metrics()?;
+        for _ in 0..COUNT {
+            sender.send(self.cluster.node("n1")?, datagram)?;
+        }
+        let grown = |labels: &[(&str, &str)]| -> Result<f64> {
+            Ok(self.metrics()?.sum("loden_drops_total", labels) - before.sum("loden_drops_total", labels))
+        };
+        let expected = f64::from(COUNT);
+        wait::until_true(&format!("{COUNT} drops counted as {reason}"), || {
+            Ok(grown(&[("direction", "rx"), ("reason", reason)])? >= expected)
+        })?;
+        let all = grown(&[("direction", "rx")])?;
+        ensure!(all == expected, "{COUNT} datagrams made {all} drops");
+        // What one thread counted after these it would have delivered before.
+        let arrived = self.sink.arrived()?;
+        ensure!(arrived.is_empty(), "delivered: {arrived:?}");
+        Ok(())
+    }
+}
+
+fn honest(lab: &mut Lab, _: &Notes) -> Result<()> {
+    lab.delivered(&lab.node, lab.node.pod(7))
+}
+
+fn outside_source(lab: &mut Lab, _: &Notes) -> Result<()> {
+    lab.delivered(&lab.node, Ipv4Addr::new(8, 8, 8, 8))
+}
+
+fn unknown_sender(lab: &mut Lab, _: &Notes) -> Result<()> {
+    for source in [lab.node.pod(7), lab.stranger.pod(7), lab.victim()?.ip(), Ipv4Addr::new(8, 8, 8, 8)] {
+        lab.dropped(&lab.stranger, &lab.inner(source)?, "unknown_sender")?;
+    }
+    Ok(())
+}
+
+fn another_nodes_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
+    lab.dropped(&lab.node, &lab.inner(lab.cluster.pod("n2.a")?.ip())?, "spoofed_source")
+}
+
+fn receivers_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
+    for source in [lab.cluster.pod("n1.b")?.ip(), lab.cluster.node("n1")?.pod_address(0)] {
+        lab.dropped(&lab.node, &lab.inner(source)?, "spoofed_source")?;
+    }
+    Ok(())
+}
+
+fn nobodys_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
+    lab.dropped(&lab.node, &lab.inner(Ipv4Addr::new(10, 244, 99, 1))?, "spoofed_source")
+}
+
+fn garbage(lab: &mut Lab, _: &Notes) -> Result<()> {
+    let mut header_too_short = lab.inner(lab.node.pod(7))?;
+    header_too_short[0] = 0x44;
+    for datagram in [&[][..], &[0x45], &[0; 64], &[0xff; 1400], &header_too_short] {
+        lab.dropped(&lab.node, datagram, "bad_packet")?;
+    }
+    Ok(())
+}
+
+fn truncated(lab: &mut Lab, _: &Notes) -> Result<()> {
+    let whole = lab.inner(lab.node.pod(7))?;
+    lab.dropped(&lab.node, &whole[..whole.len() - 1], "truncated")
+}
+
+/// 65,507 bytes is what UDP carries at most. As garbage it is dropped; as a packet it may be delivered, for it is one.
+fn largest(lab: &mut Lab, _: &Notes) -> Result<()> {
+    lab.dropped(&lab.node, &[0; 65_507], "bad_packet")?;
+    let payload = vec![b'x'; 65_507 - 28];
+    let datagram = packet::udp((lab.node.pod(7), 1234), (lab.victim()?.ip(), VICTIM), &payload)?;
+    ensure!(datagram.len() == 65_507);
+    lab.dropped(&lab.stranger, &datagram, "unknown_sender")?;
+    lab.dropped(&lab.node, &datagram[..65_000], "truncated")
+}
+
+fn still_well(lab: &mut Lab, _: &Notes) -> Result<()> {
+    honest(lab, &Notes::default())?;
+    let node = lab.cluster.node_mut("n1")?;
+    ensure!(node.daemon_mut()?.is_running()?);
+    ensure!(node.daemon()?.get("/readyz")?.status == 200);
+    Ok(())
+}
