@@ -173,18 +173,19 @@ fn overwrite(kube: &mut Kube, _: &Notes) -> Result<()> {
 }
 
 fn created_again(kube: &mut Kube, notes: &Notes) -> Result<()> {
-    let daemon = kube.cluster.node("n1")?.daemon()?;
     let others: Vec<NodeManifest> =
         kube.cluster.manifests().into_iter().filter(|node| node.name != "n1").collect();
     kube.cluster.publish_only(&others)?;
-    let daemon_says = |part: &str| Ok::<_, anyhow::Error>(kube.cluster.node("n1")?.daemon()?.get("/readyz")?.body.contains(part));
-    wait::until_true("the daemon misses its Node", || daemon_says("node n1 is not in"))?;
+    let daemon_says = |kube: &Kube, part: &str| -> Result<bool> {
+        Ok(kube.cluster.node("n1")?.daemon()?.get("/readyz")?.body.contains(part))
+    };
+    wait::until_true("the daemon misses its Node", || daemon_says(kube, "degraded: node n1 is not in"))?;
     wait::until_true("n2 forgets n1", || Ok(kube.cluster.node("n2")?.route("n1")?.is_none()))?;
     kube.cluster.publish()?;
     notes.took("a Node created again is annotated after", kube.wait_annotation("public-ip", "192.168.77.1")?);
     kube.wait_condition()?;
     kube.cluster.node("n2")?.wait_lease("n1")?;
-    wait::until_true("no worry is left", || daemon_says("flanneld is ready"))?;
+    wait::until_true("no worry is left", || daemon_says(kube, "flanneld is ready"))?;
     Ok(())
 }
 

@@ -183,7 +183,7 @@ fn unauthorized(one: &mut One, _: &Notes) -> Result<()> {
 }
 
 fn forbidden(one: &mut One, _: &Notes) -> Result<()> {
-    one.waits_in_vain(one.by(Access::NoRbac)?, &["403", "cannot list resource", "ClusterRole"], "forbidden")
+    one.waits_in_vain(one.by(Access::NoRbac)?, &["403", "nodes is forbidden", "ClusterRole"], "forbidden")
 }
 
 fn hangs(one: &mut One, _: &Notes) -> Result<()> {
