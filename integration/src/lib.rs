@@ -18,6 +18,7 @@
 pub mod apiserver;
 pub mod daemon;
 pub mod handmade;
+pub mod kube_feed;
 pub mod lab;
 pub mod metrics;
 pub mod netns;

@@ -52,6 +52,11 @@ impl Netns {
         &self.name
     }
 
+    /// The descriptor, for what starts processes inside by itself.
+    pub(crate) fn fd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
+    }
+
     /// Runs `work` on a thread inside the namespace. Sockets it opens stay in the namespace for good, so they can be
     /// returned and used anywhere.
     ///

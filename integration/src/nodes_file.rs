@@ -99,8 +99,8 @@ pub trait LeaseFeed: Send + Sync {
     /// When the source cannot be changed.
     fn publish(&mut self, nodes: &[NodeManifest]) -> Result<()>;
 
-    /// The flags that make a `flanneld` on the node called `node` read this source.
-    fn daemon_args(&self, node: &str) -> Vec<OsString>;
+    /// The flags that make a `flanneld` read this source, with their values; a flag without one is a switch.
+    fn daemon_args(&self) -> Vec<(&'static str, Option<OsString>)>;
 }
 
 /// One file of Node manifests, replaced atomically.
@@ -138,8 +138,8 @@ impl LeaseFeed for FileFeed {
         self.replace(&render(nodes))
     }
 
-    fn daemon_args(&self, _node: &str) -> Vec<OsString> {
-        vec!["--nodes-file".into(), self.path.clone().into()]
+    fn daemon_args(&self) -> Vec<(&'static str, Option<OsString>)> {
+        vec![("--nodes-file", Some(self.path.clone().into()))]
     }
 }
 

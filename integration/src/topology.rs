@@ -297,11 +297,11 @@ impl Cluster {
     pub fn launch(&self, name: &str) -> Result<Launch> {
         let node = self.node(name)?;
         let mut launch = Launch::new(node.ns.clone(), &node.dir);
-        let feed = self.feed.daemon_args(name);
-        let mut feed = feed.iter();
-        while let Some(flag) = feed.next() {
-            let value = feed.next().context("a feed gives flags with values")?;
-            launch = launch.set(&flag.to_string_lossy(), value);
+        for (flag, value) in self.feed.daemon_args() {
+            launch = match value {
+                Some(value) => launch.set(flag, value),
+                None => launch.flag(flag),
+            };
         }
         let launch = launch
             .set("--net-config-path", self.dir.join("net-conf.json"))

@@ -137,6 +137,7 @@ impl State {
         let addresses = [external.addr, external.public_ip].into_iter().flatten().map(IpAddr::V4);
         let change = self.index.borrow_mut().set_own_addresses(&addresses.collect::<Vec<_>>());
         self.adopt(&change, None);
+        self.publish_goal();
     }
 
     fn adopt(&self, change: &Change, since: Option<Instant>) {

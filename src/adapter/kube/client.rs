@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures_util::Stream;
 use http::{HeaderValue, Uri, header};
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioExecutor;
 use kube::api::{ListParams, Patch, PatchParams, WatchParams};
 use kube::client::{ClientBuilder, ConfigExt as _};
@@ -18,7 +20,7 @@ use kube::core::{Request, WatchEvent};
 use kube::{Client, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Service, ServiceBuilder};
 
 use super::trouble::{Cause, Trouble};
 use crate::config::PodIdentity;
@@ -30,9 +32,11 @@ const NODES: &str = "/api/v1/nodes";
 const PAGE: u32 = 500;
 
 /// Until a server that accepted the connection has answered.
-const REQUEST: Duration = Duration::from_secs(10);
+const REQUEST: Duration = Duration::from_secs(15);
 /// Until a page of Nodes has arrived whole.
 const WHOLE_PAGE: Duration = Duration::from_secs(30);
+/// The system's resolver gives a name server that is silent 5 s before it asks the next one.
+const RESOLVE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A peer that vanished without a word is noticed after 25 s by keep-alive, or 20 s when something was sent to it.
@@ -98,7 +102,7 @@ impl Api {
         let [version, _] = crate::VERSION;
         let agent = HeaderValue::try_from(format!("flanneld-loden/{version}")).context("the user agent")?;
         config.headers.push((header::USER_AGENT, agent));
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(tower::service_fn(resolve));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT));
@@ -211,6 +215,14 @@ impl Api {
     ) -> Result<T, Trouble> {
         let text = within(limit, self.client.request_text(built(request)?)).await?;
         serde_json::from_str(&text).map_err(|error| Trouble::new(Cause::BadAnswer, &error.to_string()))
+    }
+}
+
+/// Without a limit of its own, a resolver that hangs would look like a server that does.
+async fn resolve(name: Name) -> io::Result<<GaiResolver as Service<Name>>::Response> {
+    match tokio::time::timeout(RESOLVE, GaiResolver::new().call(name)).await {
+        Ok(found) => found,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the name servers do not answer")),
     }
 }
 

@@ -1,0 +1,279 @@
+//! The map from a real API server: Nodes that come, change and go, with all that people can write into them.
+
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::apiserver::{ApiServer, NodeSpec, Options};
+use integration::handmade::Handmade;
+use integration::kube_feed::{KubeFeed, annotated, key};
+use integration::nodes_file::NodeManifest;
+use integration::probe::reach;
+use integration::probe::udp::{self, Asker};
+use integration::suite::{Notes, Setup, Suite};
+use integration::topology::Cluster;
+use integration::wait;
+use serde_json::json;
+
+fn main() -> ExitCode {
+    Suite::<Kube>::new()
+        .check("pods of nodes from the API reach each other", connected)
+        .check("a node without flanneld's annotation is no peer", unmanaged)
+        .check("a node that is annotated gets traffic", added)
+        .check("a node whose address changes is followed", address_changed)
+        .check("bad annotations cost that peer its change and nobody anything else", malformed)
+        .check("a node that claims another's address or podCIDR is refused", claims)
+        .check("a node that stops saying it runs flanneld keeps its lease and is named", not_managed_any_more)
+        .check("a node that runs another backend is a mismatch", mismatch)
+        .check("a node that is removed gets none", removed)
+        .check("a hundred nodes come and go", many)
+        .check("a daemon asks for nothing but what its role allows", requests)
+        .main()
+}
+
+/// Two real nodes on an API server, and two hand-made ones that are no Nodes yet.
+struct Kube {
+    cluster: Cluster,
+    server: Arc<ApiServer>,
+    first: Handmade,
+    second: Handmade,
+}
+
+impl Setup for Kube {
+    fn build() -> Result<Self> {
+        let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).build()?;
+        let server = KubeFeed::install(&mut cluster, Options::default())?;
+        cluster.start_daemons()?;
+        cluster.attach_pods()?;
+        cluster.node("n1")?.wait_lease("n2")?;
+        cluster.node("n2")?.wait_lease("n1")?;
+        let first = Handmade::plug(&mut cluster, 50)?;
+        let second = Handmade::plug(&mut cluster, 51)?;
+        Ok(Self { cluster, server, first, second })
+    }
+
+    fn explain(&self) -> String {
+        self.cluster.logs()
+    }
+}
+
+impl Kube {
+    fn publish_with(&mut self, node: NodeManifest) -> Result<()> {
+        let mut nodes = self.cluster.manifests();
+        nodes.push(node);
+        self.cluster.publish_only(&nodes)
+    }
+
+    /// Waits until what a pod sends to `to` arrives at `at`.
+    fn wait_traffic(&self, to: Ipv4Addr, at: &Handmade) -> Result<Duration> {
+        let asker = Asker::new(self.cluster.pod("n1.a")?.ns(), to)?;
+        wait::until_true(&format!("packets for {to} at {}", at.address), || {
+            let _ = asker.ask(b"hostname", Duration::from_millis(1));
+            Ok(at.pending()? > 0)
+        })
+    }
+
+    fn set(&self, name: &str, value: Option<&str>) -> Result<()> {
+        self.server.annotate_node(&self.first.name(), &key(name), value).map(drop)
+    }
+
+    fn refused(&self, reason: &str) -> Result<f64> {
+        Ok(self.cluster.node("n1")?.daemon()?.metrics()?.sum("loden_refused_nodes", &[("reason", reason)]))
+    }
+
+    /// The daemon says that something is refused, in words that hold each of `parts`.
+    fn wait_refused(&self, reason: &str, parts: &[&str]) -> Result<()> {
+        wait::until_true(&format!("{reason} refused"), || Ok(self.refused(reason)? == 1.0))?;
+        let daemon = self.cluster.node("n1")?.daemon()?;
+        let log = daemon.log()?;
+        for part in parts {
+            ensure!(log.contains(part), "`{part}` is missing in the log:\n{log}");
+        }
+        let answer = daemon.get("/readyz")?;
+        ensure!(answer.status == 200 && answer.body.starts_with("degraded: "), "{answer:?}");
+        self.still_connected()
+    }
+
+    fn still_connected(&self) -> Result<()> {
+        let answer = udp::ask(self.cluster.pod("n1.a")?.ns(), self.cluster.pod("n2.a")?.ip(), b"hostname")?;
+        ensure!(answer == b"n2.a");
+        Ok(())
+    }
+
+    /// Everything is accepted again.
+    fn wait_ready(&self) -> Result<()> {
+        let daemon = self.cluster.node("n1")?.daemon()?;
+        wait::until_true("ready without a worry", || Ok(daemon.get("/readyz")?.body == "flanneld is ready"))?;
+        Ok(())
+    }
+}
+
+fn connected(kube: &mut Kube, _: &Notes) -> Result<()> {
+    for (from, to) in reach::pairs(&kube.cluster) {
+        reach::check(from, to)?;
+    }
+    kube.wait_ready()
+}
+
+fn unmanaged(kube: &mut Kube, _: &Notes) -> Result<()> {
+    let before = kube.first.manifest();
+    kube.publish_with(before)?;
+    // A change that comes later and is seen proves that this one was seen, too.
+    let mut both = kube.cluster.manifests();
+    both.push(kube.first.manifest());
+    both.push(annotated(kube.second.manifest()));
+    kube.cluster.publish_only(&both)?;
+    kube.cluster.node("n1")?.wait_lease(&kube.second.name())?;
+    ensure!(kube.cluster.node("n1")?.route(&kube.first.name())?.is_none(), "a node without flanneld is a peer");
+    kube.wait_ready()
+}
+
+fn added(kube: &mut Kube, notes: &Notes) -> Result<()> {
+    let node = annotated(kube.first.manifest());
+    kube.publish_with(node)?;
+    notes.took("traffic to an annotated node after", kube.wait_traffic(kube.first.pod(7), &kube.first)?);
+    let row = kube.cluster.node("n1")?.route(&kube.first.name())?.context("no row for the added node")?;
+    ensure!(row["node_ip"] == "192.168.77.50" && row["prefixes"][0] == "10.244.50.0/24", "{row}");
+    Ok(())
+}
+
+fn address_changed(kube: &mut Kube, notes: &Notes) -> Result<()> {
+    kube.set("public-ip", Some(&kube.second.address.to_string()))?;
+    notes.took("traffic at a changed address after", kube.wait_traffic(kube.first.pod(7), &kube.second)?);
+    kube.set("public-ip", Some(&kube.first.address.to_string()))?;
+    kube.wait_traffic(kube.first.pod(7), &kube.first)?;
+    Ok(())
+}
+
+fn malformed(kube: &mut Kube, _: &Notes) -> Result<()> {
+    let good = kube.first.address.to_string();
+    let huge = "1".repeat(100_000);
+    for (value, reason) in [
+        ("garbage", "bad_address"),
+        ("10.0.0.1\u{1b}[2J\nforged log line", "bad_address"),
+        (huge.as_str(), "bad_address"),
+        ("127.0.0.1", "unusable_address"),
+        ("0.0.0.0", "unusable_address"),
+        ("224.0.0.1", "unusable_address"),
+        ("10.244.50.9", "unusable_address"),
+    ] {
+        kube.set("public-ip", Some(value))?;
+        kube.wait_refused(reason, &["public-ip", "stays in force"])?;
+        kube.wait_traffic(kube.first.pod(7), &kube.first).context("the last good state is kept")?;
+        kube.set("public-ip", Some(&good))?;
+        kube.wait_ready()?;
+    }
+    for value in ["[]", "{\"MTU\":1}", "{"] {
+        kube.set("loden", Some(value))?;
+        kube.wait_refused("bad_capabilities", &["loden"])?;
+        kube.set("loden", None)?;
+        kube.wait_ready()?;
+    }
+    let log = kube.cluster.node("n1")?.daemon()?.log()?;
+    ensure!(!log.lines().any(|line| line.starts_with("forged")), "an annotation wrote a log line:\n{log}");
+    Ok(())
+}
+
+fn claims(kube: &mut Kube, _: &Notes) -> Result<()> {
+    let own = kube.cluster.node("n1")?.address().to_string();
+    let other = kube.cluster.node("n2")?.address().to_string();
+    for (address, reason) in [(own, "own_address"), (other, "duplicate_address")] {
+        kube.set("public-ip", Some(&address))?;
+        kube.wait_refused(reason, &[&address])?;
+        kube.set("public-ip", Some(&kube.first.address.to_string()))?;
+        kube.wait_ready()?;
+    }
+    let thief = NodeSpec::new("thief", "10.244.2.0/24", [192, 168, 77, 99].into());
+    let thief = thief.annotation(key("kube-subnet-manager"), "true").annotation(key("backend-type"), "");
+    kube.server.create_node(&thief.annotation(key("public-ip"), "192.168.77.99"))?;
+    kube.wait_refused("overlap", &["thief", "n2"])?;
+    kube.server.delete_node("thief")?;
+    kube.wait_ready()?;
+    kube.still_connected()
+}
+
+fn not_managed_any_more(kube: &mut Kube, _: &Notes) -> Result<()> {
+    kube.set("kube-subnet-manager", None)?;
+    kube.wait_refused("unmanaged", &["kube-subnet-manager"])?;
+    kube.wait_traffic(kube.first.pod(7), &kube.first)?;
+    kube.set("kube-subnet-manager", Some("true"))?;
+    kube.wait_ready()
+}
+
+fn mismatch(kube: &mut Kube, _: &Notes) -> Result<()> {
+    kube.set("backend-type", Some("vxlan"))?;
+    let node = kube.cluster.node("n1")?;
+    wait::until_true("a mismatch", || {
+        Ok(node.daemon()?.metrics()?.sum("loden_backend_mismatches", &[]) == 1.0)
+    })?;
+    kube.still_connected()?;
+    kube.set("backend-type", Some(""))?;
+    kube.wait_traffic(kube.first.pod(7), &kube.first)?;
+    kube.wait_ready()
+}
+
+fn removed(kube: &mut Kube, notes: &Notes) -> Result<()> {
+    kube.cluster.publish()?;
+    let node = kube.cluster.node("n1")?;
+    let gone = || Ok(node.route(&kube.first.name())?.is_none());
+    notes.took("a removed node is forgotten after", wait::until_true("the node is gone", gone)?);
+    kube.first.pending()?;
+    let asker = Asker::new(kube.cluster.pod("n1.a")?.ns(), kube.first.pod(7))?;
+    let _ = asker.ask(b"hostname", Duration::from_millis(50));
+    ensure!(kube.first.pending()? == 0, "packets still go to a node that is gone");
+    Ok(())
+}
+
+/// Every step is an event of its own; nothing may be lost or left over.
+fn many(kube: &mut Kube, notes: &Notes) -> Result<()> {
+    let name = |number: u8| format!("fake{number}");
+    for number in 100..200_u8 {
+        let node = NodeManifest {
+            name: name(number),
+            pod_cidrs: vec![format!("10.244.{number}.0/24")],
+            internal_ips: vec![Ipv4Addr::new(192, 168, 99, number).into()],
+            annotations: Vec::new(),
+        };
+        let node = annotated(node);
+        let spec = NodeSpec { name: node.name, pod_cidrs: node.pod_cidrs, internal_ips: node.internal_ips, annotations: node.annotations };
+        kube.server.create_node(&spec)?;
+    }
+    let daemon = kube.cluster.node("n1")?.daemon()?;
+    let leases = || Ok::<_, anyhow::Error>(daemon.metrics()?.sum("loden_leases", &[]));
+    wait::until_true("102 leases", || Ok(leases()? == 102.0))?;
+    for number in 100..200 {
+        kube.server.delete_node(&name(number))?;
+    }
+    wait::until_true("two leases", || Ok(leases()? == 2.0))?;
+    let metrics = daemon.metrics()?;
+    let sum = metrics.sum("loden_event_to_dataplane_seconds_sum", &[]);
+    let count = metrics.sum("loden_event_to_dataplane_seconds_count", &[]);
+    notes.add(format!("event to data path: {:.0} µs on average of {count} changes", 1e6 * sum / count));
+    Ok(())
+}
+
+fn requests(kube: &mut Kube, _: &Notes) -> Result<()> {
+    let asked = kube.server.requests_of("system:serviceaccount:kube-flannel:flannel")?;
+    let mut seen: Vec<_> = asked
+        .iter()
+        .map(|request| {
+            let path = request.uri.split('?').next().unwrap_or_default();
+            json!([request.verb, path, request.code])
+        })
+        .collect();
+    seen.sort_by_key(ToString::to_string);
+    seen.dedup();
+    let want = json!([
+        ["patch", "/api/v1/nodes/n1/status", 200],
+        ["patch", "/api/v1/nodes/n2/status", 200],
+        ["watch", "/api/v1/nodes", 200],
+    ]);
+    ensure!(json!(seen) == want, "asked {}", json!(seen));
+    let watches = asked.iter().filter(|request| request.verb == "watch").count();
+    ensure!(watches == 2, "one watch per daemon, not {watches}");
+    Ok(())
+}
