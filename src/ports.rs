@@ -76,6 +76,8 @@ pub enum LeaseEvent {
     Apply(Box<NodeFacts>),
     /// One node, by name, was removed.
     Delete(String),
+    /// The source can be read again, and nothing has changed.
+    Restored,
     /// The source cannot be read; what was said before stays in force. The text names cause and remedy.
     Trouble(String),
 }

@@ -5,6 +5,7 @@ pub mod control;
 pub mod file;
 pub mod http;
 pub mod interfaces;
+pub mod kube;
 pub mod lock;
 pub mod mmsg;
 pub mod netlink;

@@ -1,6 +1,8 @@
 //! The one wiring place: builds state and adapters, spawns the loops, and ends them in order.
 
 mod data_path;
+mod interface;
+mod kubernetes;
 mod serve;
 mod state;
 
@@ -10,7 +12,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rtnetlink::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
@@ -18,15 +19,14 @@ use tracing::{info, warn};
 
 use self::data_path::{DataPath, Endpoint, Exit};
 use self::state::{State, TUNNEL};
+use crate::adapter::kube::KubeNodes;
 use crate::adapter::lock::RunLock;
 use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::tun::TunDevice;
-use crate::adapter::{control, file, http, interfaces};
-use crate::config::iface::{ExternalInterface, Wish, choose};
+use crate::adapter::{control, file, http};
 use crate::config::netconf::{BackendConf, NetConf};
 use crate::config::{LeaseSource as Source, Run};
-use crate::lease::NodeFacts;
 use crate::ports::LeaseSource;
 use crate::reconcile;
 use crate::telemetry::log::LogControl;
@@ -42,30 +42,50 @@ const FOLD: Duration = Duration::from_secs(1);
 pub async fn run(run: Run, log: LogControl) -> Result<()> {
     let [version, commit] = crate::VERSION;
     info!(version, commit, "flanneld (Loden) starts");
-    let source = run.args.lease_source()?;
-    let node = run.own_node()?.to_owned();
-    let conf = read_net_conf(&run.args.net_config_path)?;
-    let _lock = RunLock::take(&run.args.subnet_file)?;
-    let subnet_file = run.args.subnet_file.clone();
+    match run.args.lease_source()? {
+        Source::NodesFile(path) => {
+            let node = run.own_node()?.to_owned();
+            let leases = NodesFile::new(&path, run.args.kube_annotation_prefix.clone());
+            let start = Start::new(node, path.display().to_string(), run)?;
+            start.run(leases, log).await
+        }
+        Source::Kubernetes => {
+            let api = kubernetes::connect(&run.args).await?;
+            let node = kubernetes::own_node(&run, &api).await?;
+            let prefix = run.args.kube_annotation_prefix.clone();
+            let start = Start::new(node, format!("the Kubernetes API at {}", api.url()), run)?;
+            let metrics = start.state.metrics.api(&kubernetes::reasons())?;
+            let leases = KubeNodes::new(api.clone(), prefix, metrics.clone());
+            spawn_local(kubernetes::publish(start.state.clone(), api, metrics));
+            start.run(leases, log).await
+        }
+    }
+}
 
-    let mut leases = match &source {
-        Source::NodesFile(path) => NodesFile::new(path, run.args.kube_annotation_prefix.clone()),
-        Source::Kubernetes => bail!(
-            "--kube-subnet-mgr is not supported by this version: write the Nodes to a file with \
-             `kubectl get nodes -o yaml` and give it with --nodes-file"
-        ),
-    };
-    let Source::NodesFile(name) = &source else { bail!("no source of leases") };
-    let state = Rc::new(State::new(node, name.display().to_string(), run.args, conf)?);
-    serve_endpoints(&state, log).await?;
+/// Everything that is checked before a source of leases is asked.
+struct Start {
+    state: Rc<State>,
+    _lock: RunLock,
+}
 
-    let outcome = tokio::select! {
-        outcome = work(&state, &mut leases) => outcome,
-        outcome = told_to_stop() => outcome,
-    };
-    // Kernel state stays: pods keep their addresses and rules, and the next daemon takes over.
-    let _ = file::remove(&control::path(&subnet_file));
-    outcome
+impl Start {
+    fn new(node: String, source: String, run: Run) -> Result<Self> {
+        let conf = read_net_conf(&run.args.net_config_path)?;
+        let lock = RunLock::take(&run.args.subnet_file)?;
+        Ok(Self { state: Rc::new(State::new(node, source, run.args, conf)?), _lock: lock })
+    }
+
+    async fn run(self, mut leases: impl LeaseSource, log: LogControl) -> Result<()> {
+        let state = &self.state;
+        serve_endpoints(state, log).await?;
+        let outcome = tokio::select! {
+            outcome = work(state, &mut leases) => outcome,
+            outcome = told_to_stop() => outcome,
+        };
+        // Kernel state stays: pods keep their addresses and rules, and the next daemon takes over.
+        let _ = file::remove(&control::path(&state.args.subnet_file));
+        outcome
+    }
 }
 
 fn read_net_conf(path: &Path) -> Result<NetConf> {
@@ -107,14 +127,14 @@ async fn told_to_stop() -> Result<()> {
 async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let handle = netlink::connect()?;
     // What can be refused without knowing the own lease is refused at once.
-    if asks_for_interface(state) {
-        external_interface(state, &handle, None).await?;
+    if interface::asked_for(&state.args) {
+        interface::external(&state.args, &handle, None).await?;
     }
     while !state.has_own_lease() {
         state.absorb(leases.next().await);
     }
     let facts = state.snapshot().own_facts.clone();
-    let external = external_interface(state, &handle, facts.as_deref()).await?;
+    let external = interface::external(&state.args, &handle, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
     let address = external.addr.map(IpAddr::V4).context(
         "the UDP backend carries its packets over IPv4, and the external interface has no IPv4 address: \
@@ -129,8 +149,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let (opened, mut openings) = mpsc::unbounded_channel();
     let (failed, failures) = mpsc::unbounded_channel();
     let kernel = LinuxKernel::new(handle.clone(), tunnel, opened, failures)?;
-    let public = external.public_ip.map(IpAddr::V4);
-    state.set_external(external.index, &[Some(address), public].into_iter().flatten().collect::<Vec<_>>());
+    state.set_external(&external);
 
     let mut programming = spawn_local(program(state.clone(), kernel));
     let mut fold = tokio::time::interval(FOLD);
@@ -196,44 +215,6 @@ async fn give_up_device(
         // The kernel loop opens the device again, and the fresh one comes back to us.
         let _ = failed.send(exit.device);
     }
-}
-
-fn asks_for_interface(state: &State) -> bool {
-    let args = &state.args;
-    !args.iface.is_empty() || !args.iface_regex.is_empty() || args.iface_can_reach.is_some()
-}
-
-async fn external_interface(
-    state: &State,
-    handle: &Handle,
-    facts: Option<&NodeFacts>,
-) -> Result<ExternalInterface> {
-    let args = &state.args;
-    let interfaces = interfaces::list(handle).await?;
-    let can_reach = match args.iface_can_reach {
-        Some(address) => Some((address, interfaces::reaching(handle, address).await)),
-        None => None,
-    };
-    let annotation = |value: Option<&String>| value.and_then(|text| text.trim().parse::<IpAddr>().ok());
-    let annotated: Vec<IpAddr> = facts
-        .iter()
-        .flat_map(|facts| [&facts.annotations.public_ip, &facts.annotations.public_ipv6])
-        .filter_map(|value| annotation(value.as_ref()))
-        .collect();
-    let forced = facts.map(|facts| &facts.annotations);
-    let forced_v4 = forced.and_then(|forced| forced.node_public_ip.as_ref()?.trim().parse().ok());
-    let forced_v6 = forced.and_then(|forced| forced.node_public_ipv6.as_ref()?.trim().parse().ok());
-    let wish = Wish {
-        iface: &args.iface,
-        iface_regex: &args.iface_regex,
-        can_reach,
-        public_ip: forced_v4.or(args.public_ip),
-        public_ip6: forced_v6.or(args.public_ipv6),
-        annotated: &annotated,
-        internal_ips: facts.map_or(&[], |facts| facts.internal_ips.as_slice()),
-        default_route: interfaces::default_route(handle).await?,
-    };
-    Ok(choose(&interfaces, &wish)?)
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {

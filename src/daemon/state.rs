@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,9 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::adapter::file;
+use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
+use crate::config::iface::ExternalInterface;
 use crate::config::netconf::NetConf;
 use crate::dataplane::{Shared, Table};
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
@@ -45,6 +47,10 @@ pub(super) struct State {
     snapshot: RefCell<Arc<Snapshot>>,
     /// The last usable own prefixes: they stay in force when the own Node is deleted or spoiled.
     own: RefCell<Vec<Prefix>>,
+    /// The IPv4 address that peers are told.
+    pub(super) public_ip: Cell<Option<Ipv4Addr>>,
+    /// What our own Node lacks; nothing as long as nobody is to write it.
+    pub(super) lacking: watch::Sender<Option<Publication>>,
     external: Cell<Option<u32>>,
     /// Refusals and mismatches that were logged, so that each is logged once.
     complaints: RefCell<BTreeSet<String>>,
@@ -58,6 +64,7 @@ impl State {
             own_node: node.clone(),
             networks: conf.networks(),
             backend_type: conf.backend.annotation(),
+            managed_only: args.kube_subnet_mgr,
         });
         let waiting = Some(format!("waiting for {source} to be read"));
         Ok(Self {
@@ -69,6 +76,8 @@ impl State {
             snapshot: RefCell::new(index.snapshot()),
             index: RefCell::new(index),
             own: RefCell::default(),
+            public_ip: Cell::new(None),
+            lacking: watch::Sender::new(None),
             external: Cell::new(None),
             complaints: RefCell::default(),
             subnet_env: RefCell::default(),
@@ -102,8 +111,11 @@ impl State {
                 LeaseEvent::Reset(nodes) => index.reset(nodes),
                 LeaseEvent::Apply(node) => index.apply(*node),
                 LeaseEvent::Delete(name) => index.delete(&name),
+                LeaseEvent::Restored => Change::default(),
                 LeaseEvent::Trouble(text) => {
-                    warn!("leases stay as they are: {text}");
+                    if self.health.borrow().source_trouble.as_ref() != Some(&text) {
+                        warn!("leases stay as they are: {text}");
+                    }
                     self.health.borrow_mut().source_trouble = Some(text);
                     self.metrics.source_up.set(0);
                     self.refresh_waiting();
@@ -118,12 +130,13 @@ impl State {
         self.adopt(&change, Some(arrival.at));
     }
 
-    /// Says which addresses are ours and which interface carries the overlay.
-    pub(super) fn set_external(&self, interface: u32, addresses: &[IpAddr]) {
-        self.external.set(Some(interface));
-        let change = self.index.borrow_mut().set_own_addresses(addresses);
+    /// Says which interface carries the overlay; its addresses are ours.
+    pub(super) fn set_external(&self, external: &ExternalInterface) {
+        self.external.set(Some(external.index));
+        self.public_ip.set(external.public_ip);
+        let addresses = [external.addr, external.public_ip].into_iter().flatten().map(IpAddr::V4);
+        let change = self.index.borrow_mut().set_own_addresses(&addresses.collect::<Vec<_>>());
         self.adopt(&change, None);
-        self.publish_goal();
     }
 
     fn adopt(&self, change: &Change, since: Option<Instant>) {
@@ -143,6 +156,7 @@ impl State {
             );
         }
         self.note(change);
+        self.check_own_node();
     }
 
     /// Takes over the own lease if it is usable, and says what is the matter if it is not.
@@ -281,7 +295,9 @@ impl State {
             return false;
         }
         self.write_subnet_env();
-        !std::mem::replace(&mut self.health.borrow_mut().applied, true)
+        let first = !std::mem::replace(&mut self.health.borrow_mut().applied, true);
+        self.check_own_node();
+        first
     }
 
     fn follow_mtu(&self, mtu: u32) {

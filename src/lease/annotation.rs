@@ -221,6 +221,25 @@ impl Published<'_> {
         out.sort_unstable();
         Ok(out.into_iter().map(|(name, value)| (prefix.key(name), value)).collect())
     }
+
+    /// Those of [`Published::render`] that `own` does not have yet, or not with this value.
+    ///
+    /// # Errors
+    ///
+    /// As [`Published::render`].
+    pub fn lacking(
+        &self,
+        prefix: &AnnotationPrefix,
+        own: &Annotations,
+    ) -> Result<Vec<(String, String)>, (&'static str, AnnotationError)> {
+        let mut lacking = self.render(prefix, own)?;
+        let mut now = own.clone();
+        lacking.retain(|(key, value)| {
+            let field = prefix.strip(key).and_then(|name| now.field(name));
+            field.is_none_or(|field| field.as_ref() != Some(value))
+        });
+        Ok(lacking)
+    }
 }
 
 #[cfg(test)]
@@ -277,6 +296,27 @@ mod tests {
         let (name, error) = published.render(&AnnotationPrefix::default(), &own).unwrap_err();
         assert_eq!(name, "public-ip-overwrite");
         assert!(error.to_string().contains("\"here\""));
+    }
+
+    #[test]
+    fn only_what_a_node_lacks_is_written() {
+        let prefix = AnnotationPrefix::default();
+        let published = Published {
+            backend_type: "",
+            backend_data: "null",
+            public_ip: Some([10, 0, 0, 1].into()),
+            v6: None,
+            caps: &caps(),
+        };
+        let all = published.lacking(&prefix, &Annotations::default()).unwrap();
+        assert_eq!(all, published.render(&prefix, &Annotations::default()).unwrap());
+        let mut own = Annotations::pick(&prefix, all.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+        assert_eq!(published.lacking(&prefix, &own), Ok(Vec::new()));
+        own.public_ip = Some("10.0.0.9".to_owned());
+        own.kube_subnet_manager = None;
+        let lacking = published.lacking(&prefix, &own).unwrap();
+        let names: Vec<_> = lacking.iter().filter_map(|(key, _)| prefix.strip(key)).collect();
+        assert_eq!(names, ["kube-subnet-manager", "public-ip"]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) enum Verdict {
     Good(Candidate),
     /// It runs another backend: the value of its backend-type annotation.
     Mismatch(String),
+    /// It does not say that it runs flanneld, and such nodes are not ours to judge.
+    Unmanaged,
     Bad(Fault),
 }
 
@@ -65,6 +67,16 @@ pub(super) fn peer(facts: &NodeFacts, networks: &[Prefix], backend: &str) -> Ver
         Ok(Candidate { prefixes, public_ip: Some(public_ip), addresses, caps })
     };
     candidate().map_or_else(Verdict::Bad, Verdict::Good)
+}
+
+/// Whether a node says that it runs flanneld: the Nodes of a cluster include those that do not.
+pub(super) fn managed(facts: &NodeFacts) -> bool {
+    value(&facts.annotations.kube_subnet_manager).trim() == "true"
+}
+
+/// What is wrong with a node that ran flanneld and does not say so any more.
+pub(super) fn unmanaged(facts: &NodeFacts) -> Fault {
+    Fault::new(name::KUBE_SUBNET_MANAGER, value(&facts.annotations.kube_subnet_manager), Reason::Unmanaged)
 }
 
 /// Judges our own node, of which only the prefixes matter: its annotations are ours to write, and

@@ -32,6 +32,9 @@ pub struct IndexConfig {
     pub networks: Vec<Prefix>,
     /// The backend-type annotation peers have to have: `BackendConf::annotation`.
     pub backend_type: &'static str,
+    /// Only nodes with the annotation `kube-subnet-manager: "true"` are peers, as in flannel: the API also lists
+    /// nodes that run something else. A file lists whom it means.
+    pub managed_only: bool,
 }
 
 /// All nodes, what they ask for and what they hold.
@@ -68,6 +71,9 @@ enum Asks {
     Bad(Fault),
     /// Nothing that could work: it runs this other backend.
     Mismatch(String),
+    /// Nothing: it does not run flanneld. One that did keeps what it holds, as its annotation may have been removed by
+    /// mistake, and flannel does not put it back.
+    Nothing,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +169,8 @@ impl LeaseIndex {
         };
         let verdict = if *name == *self.config.own_node {
             check::own(&facts, &self.config.networks)
+        } else if self.config.managed_only && !check::managed(&facts) {
+            Verdict::Unmanaged
         } else {
             check::peer(&facts, &self.config.networks, self.config.backend_type)
         };
@@ -180,6 +188,7 @@ impl LeaseIndex {
                 Node { facts: Arc::new(facts), asks: Asks::Waiting(candidate), held }
             }
             Verdict::Bad(fault) => Node { facts: Arc::new(facts), asks: Asks::Bad(fault), held },
+            Verdict::Unmanaged => Node { facts: Arc::new(facts), asks: Asks::Nothing, held },
             // It says itself that nobody listens there any more, so nothing is kept.
             Verdict::Mismatch(theirs) => {
                 if let Some(held) = held {
@@ -356,6 +365,8 @@ impl LeaseIndex {
         let Fault { field, value, reason } = match &node.asks {
             Asks::Held | Asks::Mismatch(_) => return None,
             Asks::Bad(fault) => fault.clone(),
+            Asks::Nothing if node.held.is_none() => return None,
+            Asks::Nothing => check::unmanaged(&node.facts),
             Asks::Waiting(candidate) => self.obstacles(name, candidate).err()?,
         };
         Some(Refusal { node: name.to_string(), field, value, reason, kept: node.held.is_some() })

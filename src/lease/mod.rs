@@ -11,6 +11,7 @@ pub mod fib;
 mod index;
 pub mod manifest;
 mod node;
+mod object;
 mod snapshot;
 pub mod subnet_env;
 
@@ -22,6 +23,7 @@ pub use encap::PeerId;
 use encap::Prefix;
 pub use index::{IndexConfig, LeaseIndex};
 pub use node::NodeFacts;
+pub use object::{NodeFlaw, NodeObject};
 pub use snapshot::{Change, Mismatch, OwnLease, Reason, Refusal, Snapshot};
 
 /// What a peer has been granted and how it is reached. Everything in it has been checked.

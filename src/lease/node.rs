@@ -19,6 +19,8 @@ pub struct NodeFacts {
     pub internal_ips: Vec<IpAddr>,
     /// All of `status.addresses` that are IP addresses, InternalIPs included.
     pub addresses: Vec<IpAddr>,
+    /// `status.conditions` has NetworkUnavailable with status False.
+    pub network_available: bool,
     /// Its annotations under our prefix; not parsed.
     pub annotations: Annotations,
 }

@@ -86,6 +86,8 @@ pub enum Reason {
     BadCapabilities(String),
     /// More podCIDRs than any node has.
     TooManyPodCidrs,
+    /// It does not say any more that it runs flanneld.
+    Unmanaged,
 }
 
 impl Reason {
@@ -103,11 +105,12 @@ impl Reason {
             Self::DuplicateAddress { .. } => "duplicate_address",
             Self::BadCapabilities(_) => "bad_capabilities",
             Self::TooManyPodCidrs => "too_many_pod_cidrs",
+            Self::Unmanaged => "unmanaged",
         }
     }
 
     /// Every label [`Self::as_str`] can give, so that metrics can begin at 0.
-    pub const LABELS: [&'static str; 11] = [
+    pub const LABELS: [&'static str; 12] = [
         "no_pod_cidr",
         "bad_pod_cidr",
         "outside_network",
@@ -119,6 +122,7 @@ impl Reason {
         "duplicate_address",
         "bad_capabilities",
         "too_many_pod_cidrs",
+        "unmanaged",
     ];
 
     /// What to do about it.
@@ -141,6 +145,9 @@ impl Reason {
             }
             Self::BadCapabilities(_) => "remove the annotation; the node's daemon writes it anew",
             Self::TooManyPodCidrs => "a node has at most one podCIDR per address family",
+            Self::Unmanaged => {
+                "restart that node's daemon, which writes it anew, or delete the Node if it runs none"
+            }
         }
     }
 }
@@ -159,6 +166,7 @@ impl fmt::Display for Reason {
             Self::OwnAddress => f.write_str("is our own address"),
             Self::DuplicateAddress { with } => write!(f, "is the address of node {}", excerpt(with)),
             Self::TooManyPodCidrs => f.write_str("has too many entries"),
+            Self::Unmanaged => f.write_str("is not \"true\" any more"),
         }
     }
 }

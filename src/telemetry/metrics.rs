@@ -12,6 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use super::api::ApiMetrics;
 use crate::dataplane::{BATCH_BOUNDS, Lane, Shared};
 use crate::plan::Object;
 
@@ -136,6 +137,11 @@ impl Metrics {
         registry.register(Box::new(metrics.tunnel_overflows.clone()))?;
         registry.register(Box::new(metrics.ready.clone()))?;
         Ok(metrics)
+    }
+
+    /// Adds the metrics of the Kubernetes API; `reasons` are the labels that its counters can have.
+    pub fn api(&self, reasons: &[&str]) -> Result<ApiMetrics> {
+        ApiMetrics::register(&self.registry, reasons)
     }
 
     /// Notes how long a change took from the source to the data path.

@@ -32,7 +32,7 @@ impl Model {
         };
         let (wants, holds) = match verdict {
             Verdict::Good(candidate) => (Some(candidate), holds),
-            Verdict::Bad(_) => (None, holds),
+            Verdict::Bad(_) | Verdict::Unmanaged => (None, holds),
             Verdict::Mismatch(_) => (None, None),
         };
         self.nodes.insert(facts.name.clone(), Entry { facts: facts.clone(), wants, holds });

@@ -10,8 +10,12 @@ pub(super) fn networks() -> Vec<Prefix> {
     vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()]
 }
 
+pub(super) fn config() -> IndexConfig {
+    IndexConfig { own_node: OWN.to_owned(), networks: networks(), backend_type: "", managed_only: false }
+}
+
 pub(super) fn index() -> LeaseIndex {
-    LeaseIndex::new(IndexConfig { own_node: OWN.to_owned(), networks: networks(), backend_type: "" })
+    LeaseIndex::new(config())
 }
 
 fn node(name: &str, cidr: &str, ip: &str) -> NodeFacts {
@@ -202,14 +206,39 @@ fn our_own_lease_can_be_every_state() {
 
 #[test]
 fn only_enabled_families_count() {
-    let config =
-        IndexConfig { own_node: OWN.to_owned(), networks: networks()[..1].to_vec(), backend_type: "" };
-    let mut index = LeaseIndex::new(config);
+    let mut index = LeaseIndex::new(IndexConfig { networks: networks()[..1].to_vec(), ..config() });
     let dual = vec!["fd00:9::/64".to_owned(), "10.244.2.0/24".to_owned()];
     index.apply(NodeFacts { pod_cidrs: dual, ..node("a", "", "192.168.77.2") });
     index.apply(node("b", "fd00:9::/64", "192.168.77.3"));
     assert_eq!(peer(&index.snapshot(), "a").prefixes, ["10.244.2.0/24".parse().unwrap()]);
     assert_eq!(reasons(&index.snapshot()), [("b", "no_pod_cidr", false)]);
+}
+
+#[test]
+fn of_all_nodes_of_a_cluster_only_those_with_flanneld_are_peers() {
+    let mut index = LeaseIndex::new(IndexConfig { managed_only: true, ..config() });
+    let managed = ("kube-subnet-manager", "true");
+    let good = [managed, ("public-ip", "192.168.77.2"), ("backend-type", "")];
+    index.apply(node(OWN, "10.244.1.0/24", "192.168.77.1"));
+    index.apply(annotated("a", "10.244.2.0/24", &good));
+    index.apply(node("b", "10.244.3.0/24", "192.168.77.3"));
+    index.apply(annotated("c", "10.244.4.0/24", &[("kube-subnet-manager", "false")]));
+    let snapshot = index.snapshot();
+    assert_eq!(snapshot.own, OwnLease::Ready(vec!["10.244.1.0/24".parse().unwrap()]), "ours without it");
+    assert_eq!((names(&snapshot), reasons(&snapshot)), (vec!["a"], vec![]));
+
+    assert_eq!(index.apply(annotated("a", "10.244.2.0/24", &good[1..])).removed, 0);
+    let snapshot = index.snapshot();
+    assert_eq!((names(&snapshot), reasons(&snapshot)), (vec!["a"], vec![("a", "unmanaged", true)]));
+    index.apply(annotated("a", "10.244.2.0/24", &good));
+    assert_eq!(reasons(&index.snapshot()), []);
+    assert_eq!(index.delete("a").removed, 1);
+    index.apply(annotated("a", "10.244.2.0/24", &good[1..]));
+    assert_eq!(
+        (names(&index.snapshot()), reasons(&index.snapshot())),
+        (vec![], vec![]),
+        "a new Node is a new node"
+    );
 }
 
 #[test]

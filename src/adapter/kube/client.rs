@@ -1,0 +1,255 @@
+//! The way to the API server: one client, every request with a time limit.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::Stream;
+use http::{HeaderValue, Uri, header};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::api::{ListParams, Patch, PatchParams, WatchParams};
+use kube::client::{ClientBuilder, ConfigExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{Request, WatchEvent};
+use kube::{Client, Config};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tower::{BoxError, ServiceBuilder};
+
+use super::trouble::{Cause, Trouble};
+use crate::config::PodIdentity;
+use crate::lease::NodeObject;
+
+const NODES: &str = "/api/v1/nodes";
+
+/// Nodes per page: about 5 MB of JSON.
+const PAGE: u32 = 500;
+
+/// Until a server that accepted the connection has answered.
+const REQUEST: Duration = Duration::from_secs(10);
+/// Until a page of Nodes has arrived whole.
+const WHOLE_PAGE: Duration = Duration::from_secs(30);
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A peer that vanished without a word is noticed after 25 s by keep-alive, or 20 s when something was sent to it.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A running watch.
+pub(super) type Events = Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<NodeObject>>>>>;
+
+/// A part of the list of all Nodes.
+#[derive(Debug, Deserialize)]
+pub(super) struct Page {
+    pub(super) metadata: PageMeta,
+    #[serde(default)]
+    pub(super) items: Vec<NodeObject>,
+}
+
+/// Where a page stands.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct PageMeta {
+    pub(super) resource_version: String,
+    #[serde(rename = "continue")]
+    pub(super) next: Option<String>,
+}
+
+/// The API server; clones share connections.
+#[derive(Clone)]
+pub struct Api {
+    client: Client,
+    url: String,
+}
+
+impl Api {
+    /// Prepares the way; the first request connects. With neither argument it is the cluster that this pod runs in;
+    /// `url` replaces the server that a kubeconfig names, and alone it is asked without credentials, as flannel does.
+    ///
+    /// # Errors
+    /// The kubeconfig cannot be read, or asks for something that we do not do.
+    pub async fn new(url: Option<&str>, kubeconfig: Option<&Path>) -> Result<Self> {
+        let url = url.map(parse_url).transpose()?;
+        let mut config = match (kubeconfig, &url) {
+            (Some(path), _) => from_file(path).await.with_context(|| format!("--kubeconfig-file {}", path.display()))?,
+            (None, Some(url)) => Config::new(url.clone()),
+            (None, None) => Config::incluster().context(
+                "no way to the Kubernetes API: this is not a pod with a service account; give --kubeconfig-file",
+            )?,
+        };
+        if let Some(url) = url {
+            config.cluster_url = url;
+        }
+        if config.proxy_url.take().is_some() {
+            tracing::warn!(
+                "the API server is asked directly: proxies (proxy-url, HTTPS_PROXY) are not supported"
+            );
+        }
+        Self::with(config)
+    }
+
+    fn with(mut config: Config) -> Result<Self> {
+        let [version, _] = crate::VERSION;
+        let agent = HeaderValue::try_from(format!("flanneld-loden/{version}")).context("the user agent")?;
+        config.headers.push((header::USER_AGENT, agent));
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT));
+        tcp.set_keepalive(Some(KEEPALIVE));
+        tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+        tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
+        let tls = config
+            .rustls_https_connector_with_connector(tcp)
+            .context("the certificates for the Kubernetes API cannot be used")?;
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
+        let service = ServiceBuilder::new()
+            .layer(config.base_uri_layer())
+            .option_layer(
+                config.auth_layer().context("the credentials for the Kubernetes API cannot be used")?,
+            )
+            .layer(config.extra_headers_layer().context("the headers for the Kubernetes API cannot be used")?)
+            .map_err(BoxError::from)
+            .service(http);
+        let client = ClientBuilder::new(service, config.default_namespace.clone()).build();
+        Ok(Self { client, url: config.cluster_url.to_string().trim_end_matches('/').to_owned() })
+    }
+
+    /// The server's address, for people.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// `trouble` as one line that names the server.
+    pub fn describe(&self, trouble: &Trouble) -> String {
+        format!("Kubernetes API at {}: {trouble}", self.url)
+    }
+
+    /// The node that a pod runs on.
+    ///
+    /// # Errors
+    /// The pod cannot be read, or is bound to no node.
+    pub async fn node_of(&self, pod: &PodIdentity) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Pod {
+            spec: Spec,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Spec {
+            node_name: Option<String>,
+        }
+        ensure!(
+            is_path_segment(&pod.name) && is_path_segment(&pod.namespace),
+            "POD_NAME {:?} and POD_NAMESPACE {:?} are not the names of a pod and its namespace: take both from fieldRef, \
+             or set NODE_NAME",
+            pod.name,
+            pod.namespace
+        );
+        let path = format!("/api/v1/namespaces/{}/pods", pod.namespace);
+        let request = Request::new(path).get(&pod.name, &kube::api::GetParams::default());
+        let read = self.json::<Pod>(REQUEST, request).await;
+        let pod = read.map_err(|trouble| {
+            anyhow::anyhow!(
+                "NODE_NAME is not set, and the pod {}/{} that we run in cannot be read: {}. Set NODE_NAME \
+                 (valueFrom fieldRef spec.nodeName)",
+                pod.namespace,
+                pod.name,
+                self.describe(&trouble)
+            )
+        })?;
+        pod.spec
+            .node_name
+            .filter(|name| !name.is_empty())
+            .context("the pod that we run in is bound to no node")
+    }
+
+    /// Reads a page of the list of all Nodes, as they are now.
+    pub(super) async fn page(&self, next: Option<String>) -> Result<Page, Trouble> {
+        let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
+        self.json(WHOLE_PAGE, Request::new(NODES).list(&params)).await
+    }
+
+    /// Watches Nodes for `limit` from `version` on. With `initial` the watch begins with everything that there is.
+    pub(super) async fn watch(
+        &self,
+        version: &str,
+        initial: bool,
+        limit: Duration,
+    ) -> Result<Events, Trouble> {
+        let params = WatchParams {
+            bookmarks: true,
+            send_initial_events: initial,
+            timeout: u32::try_from(limit.as_secs()).ok(),
+            ..WatchParams::default()
+        };
+        let request = built(Request::new(NODES).watch(&params, version))?;
+        let opened = within(REQUEST, self.client.request_events(request)).await?;
+        Ok(Box::pin(opened))
+    }
+
+    /// Changes a Node's annotations and status: the only write that our role allows.
+    pub(super) async fn patch_status(&self, node: &str, patch: serde_json::Value) -> Result<(), Trouble> {
+        let params = PatchParams::default();
+        let request =
+            built(Request::new(NODES).patch_subresource("status", node, &params, &Patch::Strategic(patch)))?;
+        within(REQUEST, self.client.request_text(request)).await.map(drop)
+    }
+
+    /// Decodes here rather than in the client, which would log a body that it cannot decode as a whole.
+    async fn json<T: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        request: Result<http::Request<Vec<u8>>, impl Display>,
+    ) -> Result<T, Trouble> {
+        let text = within(limit, self.client.request_text(built(request)?)).await?;
+        serde_json::from_str(&text).map_err(|error| Trouble::new(Cause::BadAnswer, &error.to_string()))
+    }
+}
+
+fn built<T>(request: Result<T, impl Display>) -> Result<T, Trouble> {
+    request.map_err(|error| Trouble::new(Cause::Other, &error.to_string()))
+}
+
+/// TCP does not notice a server that hangs: it goes on acknowledging.
+async fn within<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
+    match tokio::time::timeout(limit, request).await {
+        Ok(answer) => answer.map_err(|error| Trouble::of(&error)),
+        Err(_) => Err(Trouble::new(Cause::Timeout, &format!("{} s", limit.as_secs()))),
+    }
+}
+
+fn parse_url(text: &str) -> Result<Uri> {
+    let url: Uri = text
+        .parse()
+        .ok()
+        .filter(|url: &Uri| url.host().is_some() && url.scheme().is_some())
+        .with_context(|| format!("--kube-api-url {text:?} is not a URL: write https://HOST:PORT"))?;
+    Ok(url)
+}
+
+async fn from_file(path: &Path) -> Result<Config> {
+    let kubeconfig = Kubeconfig::read_from(path)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
+        bail!(
+            "its user logs in by running a program (exec, auth-provider), and this daemon runs none: give that user a \
+             token, a tokenFile or a client certificate"
+        );
+    }
+    Ok(config)
+}
+
+/// The client library puts names into the path as they are.
+fn is_path_segment(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+        && !name.is_empty()
+        && name != ".."
+}

@@ -1,0 +1,15 @@
+//! The Kubernetes API: Nodes as the source of leases, and what we write on our own.
+//!
+//! [`Api`] is the way there (one TLS client with time limits), [`KubeNodes`] the watch, [`publish`](publish::run) the
+//! writer, [`Trouble`] what can go wrong, each with a name for metrics and a remedy for people. The daemon may do what
+//! its ClusterRole says and asks for nothing else: list and watch Nodes, patch nodes/status.
+
+mod backoff;
+mod client;
+pub mod publish;
+mod trouble;
+mod watch;
+
+pub use client::Api;
+pub use trouble::{Cause, Trouble};
+pub use watch::KubeNodes;

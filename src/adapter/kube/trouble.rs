@@ -1,0 +1,316 @@
+//! Why the API server cannot be asked, told apart by what an operator would do about it.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use kube::core::Status;
+use rustls::{CertificateError, Error as TlsError};
+
+/// Longest piece of somebody else's words that is shown.
+const KEPT: usize = 200;
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "`Cause::meaning` says what each is")]
+pub enum Cause {
+    Refused,
+    Unreachable,
+    Dns,
+    Timeout,
+    Closed,
+    UnknownCa,
+    Certificate,
+    Tls,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    Expired,
+    Overloaded,
+    Server,
+    BadAnswer,
+    Idle,
+    TimeLimit,
+    Other,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::Refused,
+        Self::Unreachable,
+        Self::Dns,
+        Self::Timeout,
+        Self::Closed,
+        Self::UnknownCa,
+        Self::Certificate,
+        Self::Tls,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::Expired,
+        Self::Overloaded,
+        Self::Server,
+        Self::BadAnswer,
+        Self::Idle,
+        Self::TimeLimit,
+        Self::Other,
+    ];
+
+    /// Its label in metrics.
+    pub fn as_str(self) -> &'static str {
+        self.texts().0
+    }
+
+    /// What happened, in words.
+    pub fn meaning(self) -> &'static str {
+        self.texts().1
+    }
+
+    /// What to do about it.
+    pub fn remedy(self) -> &'static str {
+        self.texts().2
+    }
+
+    fn texts(self) -> (&'static str, &'static str, &'static str) {
+        const WAIT: &str = "nothing needs to be done unless this stays";
+        match self {
+            Self::Refused => (
+                "refused",
+                "connection refused",
+                "start the API server, or correct its address (--kube-api-url, the kubeconfig's server, KUBERNETES_SERVICE_HOST)",
+            ),
+            Self::Unreachable => (
+                "unreachable",
+                "no route to it",
+                "check this machine's routes and firewall, and the address of the API server",
+            ),
+            Self::Dns => (
+                "dns",
+                "its name cannot be resolved",
+                "check this machine's DNS, or give an IP address with --kube-api-url",
+            ),
+            Self::Timeout => (
+                "timeout",
+                "no answer in time",
+                "check that it runs, is not overloaded, and that no firewall is in between",
+            ),
+            Self::Closed => ("closed", "the connection was closed", WAIT),
+            Self::UnknownCa => (
+                "unknown_ca",
+                "its certificate was signed by an unknown authority",
+                "put the cluster's CA certificate into the kubeconfig (certificate-authority-data), or in a pod into the service account's ca.crt",
+            ),
+            Self::Certificate => (
+                "certificate",
+                "its certificate is not valid",
+                "give an address that is in the certificate (or tls-server-name in the kubeconfig), renew an expired one, or set this machine's clock",
+            ),
+            Self::Tls => (
+                "tls",
+                "no TLS connection can be made",
+                "check that scheme and port of the address are the API server's",
+            ),
+            Self::Unauthorized => (
+                "unauthorized",
+                "401, it does not know us",
+                "renew the token or client certificate (in a pod: the service account flannel of namespace kube-flannel)",
+            ),
+            Self::Forbidden => (
+                "forbidden",
+                "403, we may not do this",
+                "apply the ClusterRole and ClusterRoleBinding of kube-flannel.yml",
+            ),
+            Self::NotFound => (
+                "not_found",
+                "404, there is no such object",
+                "check NODE_NAME and that the address is an API server's",
+            ),
+            Self::Expired => (
+                "expired",
+                "410, it does not remember that far back",
+                "nothing needs to be done: everything is read anew",
+            ),
+            Self::Overloaded => ("overloaded", "429, it is overloaded", WAIT),
+            Self::Server => ("server_error", "it answered with an error", "look into the API server's log"),
+            Self::BadAnswer => (
+                "bad_answer",
+                "its answer is not understood",
+                "check that the address is a Kubernetes API server's",
+            ),
+            Self::Idle => ("idle", "the watch has been silent for too long", WAIT),
+            Self::TimeLimit => ("time_limit", "the watch ended as agreed", "nothing needs to be done"),
+            Self::Other => ("other", "it cannot be asked", "see the cause"),
+        }
+    }
+}
+
+/// A request that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What kind of failure.
+    pub cause: Cause,
+    /// What the other side, or the library, said; cut to a length for people.
+    pub detail: String,
+    /// The server asked to be left alone for this long.
+    pub retry_after: Duration,
+}
+
+impl Trouble {
+    pub(super) fn new(cause: Cause, detail: &str) -> Self {
+        let detail = detail.chars().map(|c| if c.is_control() { ' ' } else { c }).take(KEPT).collect();
+        Self { cause, detail, retry_after: Duration::ZERO }
+    }
+
+    /// What a status object says, as the answer to a request or within a watch.
+    pub(super) fn status(status: &Status) -> Self {
+        let cause = match status.code {
+            401 => Cause::Unauthorized,
+            403 => Cause::Forbidden,
+            404 => Cause::NotFound,
+            408 | 504 => Cause::Timeout,
+            410 => Cause::Expired,
+            429 => Cause::Overloaded,
+            _ => Cause::Server,
+        };
+        let named = matches!(status.code, 401 | 403 | 404 | 410 | 429);
+        let detail =
+            if named { status.message.clone() } else { format!("{}: {}", status.code, status.message) };
+        let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+        Self { retry_after: Duration::from_secs(seconds.into()), ..Self::new(cause, &detail) }
+    }
+
+    pub(super) fn of(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::status(status),
+            kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => {
+                Self::new(Cause::BadAnswer, &error.to_string())
+            }
+            _ => {
+                let (cause, detail) = chain(error);
+                Self::new(cause, &detail)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.cause.meaning())?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail)?;
+        }
+        write!(f, "; {}", self.cause.remedy())
+    }
+}
+
+/// Looks through the causes for the first that tells something, and returns the innermost words.
+fn chain(error: &(dyn StdError + 'static)) -> (Cause, String) {
+    let mut cause = Cause::Other;
+    let mut words = error.to_string();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        words = error.to_string();
+        // The resolver's failure is an io::Error of no kind of its own; only the client's words around it tell.
+        let here = if words == "dns error" { Cause::Dns } else { kind(error) };
+        if cause == Cause::Other {
+            cause = here;
+        }
+        next = error.source();
+    }
+    (cause, words)
+}
+
+fn kind(error: &(dyn StdError + 'static)) -> Cause {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return io_kind(error);
+    }
+    if let Some(error) = error.downcast_ref::<TlsError>() {
+        return tls_kind(error);
+    }
+    match error.downcast_ref::<hyper::Error>() {
+        Some(error) if error.is_incomplete_message() || error.is_closed() => Cause::Closed,
+        _ => Cause::Other,
+    }
+}
+
+/// `io::Error::source` skips the error that it wraps, and TLS errors come wrapped twice.
+fn io_kind(error: &io::Error) -> Cause {
+    if let Some(inner) = error.get_ref() {
+        if let Some(inner) = inner.downcast_ref::<io::Error>() {
+            return io_kind(inner);
+        }
+        if let Some(inner) = inner.downcast_ref::<TlsError>() {
+            return tls_kind(inner);
+        }
+    }
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Cause::Refused,
+        ErrorKind::TimedOut => Cause::Timeout,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable => {
+            Cause::Unreachable
+        }
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::NotConnected
+        | ErrorKind::UnexpectedEof => Cause::Closed,
+        _ => Cause::Other,
+    }
+}
+
+fn tls_kind(error: &TlsError) -> Cause {
+    match error {
+        TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            Cause::UnknownCa
+        }
+        TlsError::InvalidCertificate(_) => Cause::Certificate,
+        _ => Cause::Tls,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrapped(error: TlsError) -> kube::Error {
+        kube::Error::Service(Box::new(io::Error::other(io::Error::other(error))))
+    }
+
+    #[test]
+    fn each_failure_has_its_name() {
+        let io = |kind: ErrorKind| kube::Error::Service(Box::new(io::Error::from(kind)));
+        let status = |code: u16| {
+            kube::Error::Api(Box::new(Status { code, message: "no".into(), ..Status::default() }))
+        };
+        let unknown = TlsError::InvalidCertificate(CertificateError::UnknownIssuer);
+        for (error, want) in [
+            (io(ErrorKind::ConnectionRefused), Cause::Refused),
+            (io(ErrorKind::HostUnreachable), Cause::Unreachable),
+            (io(ErrorKind::ConnectionReset), Cause::Closed),
+            (wrapped(unknown), Cause::UnknownCa),
+            (wrapped(TlsError::InvalidCertificate(CertificateError::Expired)), Cause::Certificate),
+            (wrapped(TlsError::HandshakeNotComplete), Cause::Tls),
+            (status(401), Cause::Unauthorized),
+            (status(403), Cause::Forbidden),
+            (status(410), Cause::Expired),
+            (status(500), Cause::Server),
+        ] {
+            assert_eq!(Trouble::of(&error).cause, want, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn labels_are_distinct_and_every_text_has_a_remedy() {
+        let labels: std::collections::BTreeSet<_> = Cause::ALL.iter().map(|cause| cause.as_str()).collect();
+        assert_eq!(labels.len(), Cause::ALL.len());
+        assert!(Cause::ALL.iter().all(|cause| !cause.remedy().is_empty()));
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_forge_lines() {
+        let trouble = Trouble::new(Cause::Server, &format!("a\nb\x1b[2J{}", "x".repeat(1000)));
+        assert!(!trouble.to_string().contains(['\n', '\x1b']) && trouble.to_string().len() < 400);
+    }
+}

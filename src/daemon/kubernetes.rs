@@ -1,0 +1,88 @@
+//! What is different when the Kubernetes API is the source of leases: our own Node is written as well as read.
+
+use std::rc::Rc;
+
+use anyhow::Result;
+use tracing::warn;
+
+use super::state::State;
+use crate::adapter::kube::publish::{self, Publication};
+use crate::adapter::kube::{Api, Cause};
+use crate::config::{DaemonArgs, Run};
+use crate::lease::LodenCaps;
+use crate::lease::annotation::Published;
+use crate::telemetry::api::ApiMetrics;
+
+/// Prepares the way to the API server.
+pub(super) async fn connect(args: &DaemonArgs) -> Result<Api> {
+    Api::new(args.kube_api_url.as_deref(), args.kubeconfig_file.as_deref()).await
+}
+
+/// The name of our own Node: `NODE_NAME`, else the node of the pod that we run in.
+pub(super) async fn own_node(run: &Run, api: &Api) -> Result<String> {
+    match (&run.node_name, &run.pod) {
+        (None, Some(pod)) => api.node_of(pod).await,
+        _ => Ok(run.own_node()?.to_owned()),
+    }
+}
+
+/// The labels of the API's metrics.
+pub(super) fn reasons() -> Vec<&'static str> {
+    Cause::ALL.map(Cause::as_str).to_vec()
+}
+
+/// Keeps our own Node as it should be.
+pub(super) async fn publish(state: Rc<State>, api: Api, metrics: ApiMetrics) {
+    let lacking = state.lacking.subscribe();
+    publish::run(api, lacking, metrics, |trouble| state.health.borrow_mut().publish_trouble = trouble).await;
+}
+
+impl State {
+    /// Compares our own Node with what it should carry, once packets can be taken: from then on peers send to us.
+    pub(super) fn check_own_node(&self) {
+        if !self.args.kube_subnet_mgr || !self.health.borrow().applied {
+            return;
+        }
+        let lacking = match self.own_node_lacks() {
+            Ok(lacking) => lacking,
+            Err(text) => {
+                self.complain_of_own_node(text);
+                return;
+            }
+        };
+        self.lacking.send_if_modified(|now| {
+            let modified = *now != lacking;
+            *now = lacking;
+            modified
+        });
+    }
+
+    fn own_node_lacks(&self) -> Result<Option<Publication>, String> {
+        // A Node that is gone is written again when it is back.
+        let Some(facts) = self.snapshot().own_facts.clone() else { return Ok(None) };
+        let [version, _] = crate::VERSION;
+        let caps = LodenCaps { version: version.into(), mtu: self.mtu.get(), ipv6: true, ecn: false };
+        let published = Published {
+            backend_type: self.conf.backend.annotation(),
+            backend_data: "null",
+            public_ip: self.public_ip.get(),
+            v6: None,
+            caps: &caps,
+        };
+        let prefix = &self.args.kube_annotation_prefix;
+        let annotations = published.lacking(prefix, &facts.annotations).map_err(|(name, error)| {
+            format!("own Node {}: annotation {}: {error}", self.node, prefix.key(name))
+        })?;
+        let network_available = self.args.set_node_network_unavailable && !facts.network_available;
+        let complete = annotations.is_empty() && !network_available;
+        Ok((!complete).then(|| Publication { node: self.node.clone(), annotations, network_available }))
+    }
+
+    fn complain_of_own_node(&self, text: String) {
+        let mut health = self.health.borrow_mut();
+        if health.publish_trouble.as_ref() != Some(&text) {
+            warn!("{text}; what was published before stays");
+        }
+        health.publish_trouble = Some(text);
+    }
+}
