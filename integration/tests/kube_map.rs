@@ -128,7 +128,10 @@ fn unmanaged(kube: &mut Kube, _: &Notes) -> Result<()> {
     both.push(annotated(kube.second.manifest()));
     kube.cluster.publish_only(&both)?;
     kube.cluster.node("n1")?.wait_lease(&kube.second.name())?;
-    ensure!(kube.cluster.node("n1")?.route(&kube.first.name())?.is_none(), "a node without flanneld is a peer");
+    ensure!(
+        kube.cluster.node("n1")?.route(&kube.first.name())?.is_none(),
+        "a node without flanneld is a peer"
+    );
     kube.wait_ready()
 }
 
@@ -239,7 +242,12 @@ fn many(kube: &mut Kube, notes: &Notes) -> Result<()> {
             annotations: Vec::new(),
         };
         let node = annotated(node);
-        let spec = NodeSpec { name: node.name, pod_cidrs: node.pod_cidrs, internal_ips: node.internal_ips, annotations: node.annotations };
+        let spec = NodeSpec {
+            name: node.name,
+            pod_cidrs: node.pod_cidrs,
+            internal_ips: node.internal_ips,
+            annotations: node.annotations,
+        };
         kube.server.create_node(&spec)?;
     }
     let daemon = kube.cluster.node("n1")?.daemon()?;

@@ -16,7 +16,7 @@ use crate::adapter::file;
 use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::NetConf;
+use crate::config::netconf::{BackendConf, NetConf};
 use crate::dataplane::Shared;
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
@@ -59,7 +59,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(node: String, source: String, args: DaemonArgs, conf: NetConf) -> Result<Self> {
-        let shared = Shared::new(conf.source_check);
+        let BackendConf::Udp { port } = conf.backend;
+        let shared = Shared::new(conf.source_check, port);
         let mut index = LeaseIndex::new(IndexConfig {
             own_node: node.clone(),
             networks: conf.networks(),
