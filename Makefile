@@ -1,7 +1,7 @@
 # `make` alone lists the verbs. PROFILE=release tests what is shipped instead of the debug build.
 PROFILE ?= dev
 PREFIX ?= /usr/local
-IMAGE ?= loden:latest
+IMAGE ?= loden:0.1.0
 CARGO ?= cargo
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -68,8 +68,8 @@ image: ## build the container image with docker, podman or buildah
 	set -x; "$$tool" build -f manifests/Dockerfile -t $(IMAGE) .
 
 install: ## flanneld into PREFIX/bin (/usr/local)
-	$(CARGO) build --release -p loden --bin flanneld
-	install -D -m 0755 $(TARGET)/release/flanneld $(DESTDIR)$(PREFIX)/bin/flanneld
+	$(CARGO) build --profile dist -p loden --bin flanneld
+	install -D -m 0755 $(TARGET)/dist/flanneld $(DESTDIR)$(PREFIX)/bin/flanneld
 
 cleanup: ## remove what a stopped flanneld left in this machine's kernel
 	$(CARGO) build --release -p loden --bin flanneld

@@ -7,6 +7,7 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::expect_used,
+    clippy::print_stderr,
     reason = "a benchmark owns its clock and may fail loudly"
 )]
 
@@ -21,7 +22,7 @@ use encap::{DropReason, Fib, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
 use etherparse::PacketBuilder;
 use loden::adapter::tun::TunDevice;
 use loden::adapter::udp::{OuterSocket, WakeFd};
-use loden::dataplane::{self, BATCH, Shared, Table};
+use loden::dataplane::{self, BATCH, Shared};
 use loden::ports::{Batch, PacketIo, Received, Transmit, Wake};
 use nix::sched::{CloneFlags, unshare};
 
@@ -38,7 +39,7 @@ fn shared() -> Arc<Shared> {
     let hop = NextHop { peer: PeerId(1), addr: IpAddr::V4(PEER), mtu: 1472, caps, mac: None };
     fib.route("10.244.2.0/24".parse().expect("a prefix"), Owner::Peer(hop)).sender(hop.addr, hop.peer);
     let shared = Shared::new(SourceCheck::Enforce);
-    shared.publish(Table { fib: fib.build(), own_v4: Some(IpAddr::from([10, 244, 1, 0])), own_v6: None });
+    shared.publish(fib.build());
     shared
 }
 

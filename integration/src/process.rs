@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getpid, getppid};
 
 /// Where Debian keeps the network tools; an ordinary user's PATH often lacks these.
@@ -43,6 +43,8 @@ impl NsCommand {
         let parent = getpid();
         before_exec(&mut command, move || {
             die_with(parent)?;
+            // The demo blocks signals to wait for them, and a program started with a blocked SIGTERM never stops.
+            SigSet::empty().thread_set_mask()?;
             setns(&*netns, CloneFlags::CLONE_NEWNET)?;
             Ok(())
         });

@@ -366,13 +366,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Every daemon's log, for a test that failed.
+    /// The end of every daemon's log, for a test that failed.
     pub fn logs(&self) -> String {
+        const LINES: usize = 40;
         let mut out = String::new();
         for node in &self.nodes {
-            if let Ok(log) = std::fs::read_to_string(node.dir.join("flanneld.log")) {
-                out.push_str(&format!("--- flanneld in {}\n{log}", node.name));
-            }
+            let log = std::fs::read_to_string(node.dir.join("flanneld.log")).unwrap_or_default();
+            let skipped = log.lines().count().saturating_sub(LINES);
+            out.push_str(&format!("--- flanneld in {} ({skipped} lines above)\n", node.name));
+            log.lines().skip(skipped).for_each(|line| out.push_str(&format!("{line}\n")));
         }
         out
     }

@@ -1,11 +1,13 @@
 //! Tunnel input that must not get through: each datagram is dropped and counted under its reason.
 //! Stock flannel delivers every one of those that are well-formed.
 
-use std::net::Ipv4Addr;
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
+use std::net::{Ipv4Addr, UdpSocket};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use integration::handmade::Handmade;
+use integration::handmade::{Handmade, PORT};
 use integration::metrics::Metrics;
 use integration::probe::packet;
 use integration::probe::udp::Sink;
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         .check("a node that uses another node's prefix", another_nodes_prefix)
         .check("a node that uses the receiver's own prefix", receivers_prefix)
         .check("a node that uses a prefix nobody has", nobodys_prefix)
+        .check("a pod, although its node's masquerading gives it a node's address", pod_behind_masquerading)
         .check("bytes that are no IP packet", garbage)
         .check("a packet shorter than it says", truncated)
         .check("the largest datagram there is", largest)
@@ -133,6 +136,21 @@ fn receivers_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
 
 fn nobodys_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
     lab.dropped(&lab.node, &lab.inner(Ipv4Addr::new(10, 244, 99, 1))?, "spoofed_source")
+}
+
+/// What a pod sends to a node's tunnel port leaves its own node with that node's address, and from another port.
+fn pod_behind_masquerading(lab: &mut Lab, _: &Notes) -> Result<()> {
+    let pod = lab.cluster.pod("n2.a")?;
+    let socket = pod.ns().run(|| Ok(UdpSocket::bind((pod.ip(), PORT))?))?;
+    let neighbour = lab.cluster.pod("n2.b")?.ip();
+    for source in [neighbour, pod.ip(), Ipv4Addr::new(8, 8, 8, 8)] {
+        socket.send_to(&lab.inner(source)?, (lab.cluster.node("n1")?.address(), PORT))?;
+    }
+    // An honest packet behind them: when it is here, they would be too.
+    honest(lab, &Notes::default())?;
+    let arrived = lab.sink.arrived()?;
+    ensure!(arrived.is_empty(), "a pod wrote into the tunnel: {arrived:?}");
+    Ok(())
 }
 
 fn garbage(lab: &mut Lab, _: &Notes) -> Result<()> {

@@ -27,6 +27,22 @@ pub struct RoutesView {
     pub mtu: u32,
     /// One row per node, this one first.
     pub routes: Vec<RouteView>,
+    /// What the daemon dropped since it started, by direction and reason; only what happened at all.
+    #[serde(default)]
+    pub drops: Vec<DropView>,
+}
+
+/// Packets dropped for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropView {
+    /// `tx` toward other nodes, `rx` from them.
+    pub direction: String,
+    /// The metric's label.
+    pub reason: String,
+    /// How many.
+    pub packets: u64,
+    /// What to look at.
+    pub help: String,
 }
 
 /// One node of the map.
@@ -134,6 +150,10 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
             let _ = writeln!(text, "{}: {note}", route.node);
         }
     }
+    for drop in &view.drops {
+        let DropView { direction, reason, packets, help } = drop;
+        let _ = writeln!(text, "dropped {packets} ({direction}, {reason}): {help}");
+    }
     text.truncate(text.trim_end().len());
     text
 }
@@ -209,6 +229,12 @@ mod tests {
             tunnel: "flannel0".into(),
             mtu: 1472,
             routes: vec![quiet, busy, bad],
+            drops: vec![DropView {
+                direction: "rx".into(),
+                reason: "unknown_sender".into(),
+                packets: 7,
+                help: "check NAT".into(),
+            }],
         }
     }
 
@@ -223,6 +249,7 @@ mod tests {
             "3s ago",
             "never",
             "n3: public-ip 127.0.0.1 is a loopback",
+            "dropped 7 (rx, unknown_sender): check NAT",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc;
@@ -13,9 +13,6 @@ use tracing::{error, info, warn};
 use crate::adapter::tun::TunDevice;
 use crate::adapter::udp::{OuterSocket, WakeFd};
 use crate::dataplane::{self, BATCH, Shared};
-
-/// A device that fails again and again is opened this often at most.
-const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where the overlay's datagrams come in.
 #[derive(Debug, Clone, Copy)]
@@ -118,15 +115,13 @@ impl DataPath {
         }
     }
 
-    /// Cleans up after a thread that ended by itself. `true` when its device must be opened again.
-    pub(super) async fn recover(&mut self, exit: &Exit) -> bool {
+    /// Cleans up after a thread that ended by itself. `false` when its device was replaced already.
+    pub(super) fn ended(&mut self, exit: &Exit) -> bool {
         if self.running.as_ref().is_none_or(|running| running.device != exit.device) {
-            // Already replaced: somebody deleted the device and the next one is in use.
             return false;
         }
         warn!(cause = exit.cause, "the data path stopped and is started again");
         self.stop();
-        tokio::time::sleep(RESTART_PAUSE).await;
         true
     }
 }

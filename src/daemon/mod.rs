@@ -1,13 +1,16 @@
 //! The one wiring place: builds state and adapters, spawns the loops, and ends them in order.
 
 mod data_path;
+mod gauges;
 mod interface;
 mod kubernetes;
 mod serve;
 mod state;
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +21,7 @@ use tokio::task::spawn_local;
 use tracing::{info, warn};
 
 use self::data_path::{DataPath, Endpoint, Exit};
+use self::gauges::Gauges;
 use self::state::{State, TUNNEL};
 use crate::adapter::kube::KubeNodes;
 use crate::adapter::lock::RunLock;
@@ -30,10 +34,12 @@ use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
 use crate::reconcile;
 use crate::telemetry::log::LogControl;
-use crate::telemetry::metrics::Metrics;
 
 /// Largest net-conf.json.
 const NET_CONF_LIMIT: u64 = 1 << 20;
+
+/// A device that fails again and again is opened this often at most.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often counters are folded into per-peer state.
 const FOLD: Duration = Duration::from_secs(1);
@@ -145,38 +151,40 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let (mut data_path, mut exits) = DataPath::bind(state.shared.clone(), Endpoint { address, port })?;
     let tunnel = TunDevice::open(TUNNEL)?;
     data_path.start(&tunnel)?;
-    let mut tunnel_index = tunnel.index();
+    let tunnel_index = tunnel.index();
     let (opened, mut openings) = mpsc::unbounded_channel();
     let (failed, failures) = mpsc::unbounded_channel();
     let kernel = LinuxKernel::new(handle.clone(), tunnel, opened, failures)?;
     state.set_external(&external);
 
     let mut programming = spawn_local(program(state.clone(), kernel));
+    // One future for good: a source that is asked anew after every other event would lose its place.
+    let mut following = pin!(follow(state, leases));
+    let mut gauges = Gauges::new(handle, tunnel_index);
     let mut fold = tokio::time::interval(FOLD);
-    let (mut socket_drops, mut tunnel_drops) = (0, 0);
     loop {
         tokio::select! {
-            arrival = leases.next() => state.absorb(arrival),
+            never = &mut following => match never {},
             Some(device) = openings.recv() => {
-                tunnel_index = device.index();
-                tunnel_drops = 0;
+                gauges.new_tunnel(device.index());
                 restart(state, &mut data_path, &device);
             }
-            Some(exit) = exits.recv() => give_up_device(state, &mut data_path, &exit, &failed).await,
+            Some(exit) = exits.recv() => give_up_device(state, &mut data_path, exit, &failed),
             _ = fold.tick() => {
                 serve::fold(state);
-                if let Some(now) = data_path.overflows() {
-                    Metrics::follow(&state.metrics.socket_overflows, &mut socket_drops, now);
-                }
-                if let Some(now) = netlink::queue_drops(&handle, tunnel_index).await {
-                    Metrics::follow(&state.metrics.tunnel_overflows, &mut tunnel_drops, now);
-                }
+                gauges.read(state, &data_path).await;
             }
             ended = &mut programming => {
                 ended.context("the loop that programs the kernel failed")?;
                 bail!("the loop that programs the kernel ended");
             }
         }
+    }
+}
+
+async fn follow(state: &State, leases: &mut impl LeaseSource) -> Infallible {
+    loop {
+        state.absorb(leases.next().await);
     }
 }
 
@@ -204,17 +212,18 @@ fn restart(state: &State, data_path: &mut DataPath, device: &TunDevice) {
     state.health.borrow_mut().data_path_trouble = started.err();
 }
 
-async fn give_up_device(
-    state: &State,
-    data_path: &mut DataPath,
-    exit: &Exit,
-    failed: &mpsc::UnboundedSender<u32>,
-) {
-    if data_path.recover(exit).await {
-        state.health.borrow_mut().data_path_trouble = Some(exit.cause.clone());
-        // The kernel loop opens the device again, and the fresh one comes back to us.
-        let _ = failed.send(exit.device);
+fn give_up_device(state: &State, data_path: &mut DataPath, exit: Exit, failed: &mpsc::UnboundedSender<u32>) {
+    if !data_path.ended(&exit) {
+        return;
     }
+    state.health.borrow_mut().data_path_trouble = Some(exit.cause);
+    // When the device is gone, the kernel's own event is faster and opens the next one at once. When it is there and
+    // fails, it is opened again after a pause, and the fresh one comes back to us.
+    let (failed, device) = (failed.clone(), exit.device);
+    spawn_local(async move {
+        tokio::time::sleep(RESTART_PAUSE).await;
+        let _ = failed.send(device);
+    });
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {

@@ -3,13 +3,14 @@
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use encap::DropReason;
 
 use super::state::{State, TUNNEL};
 use crate::adapter::control::Request;
 use crate::adapter::http::Answer;
-use crate::commands::routes::{RouteState, RouteView, RoutesView, Traffic};
+use crate::commands::routes::{DropView, RouteState, RouteView, RoutesView, Traffic};
 use crate::config;
-use crate::dataplane::PeerTotals;
+use crate::dataplane::{PeerTotals, Shared};
 use crate::lease::{Lease, Snapshot};
 use crate::telemetry::health::Readiness;
 use crate::telemetry::log::LogControl;
@@ -78,7 +79,23 @@ fn view(state: &State) -> RoutesView {
         tunnel: TUNNEL.into(),
         mtu: state.mtu.get().into(),
         routes,
+        drops: drops(&state.shared),
     }
+}
+
+fn drops(shared: &Shared) -> Vec<DropView> {
+    let lanes = [("tx", &shared.tx), ("rx", &shared.rx)];
+    let all = lanes
+        .iter()
+        .flat_map(|(direction, lane)| DropReason::ALL.map(|reason| (*direction, reason, lane.drops(reason))));
+    all.filter(|(_, _, packets)| *packets > 0)
+        .map(|(direction, reason, packets)| DropView {
+            direction: direction.into(),
+            reason: reason.as_str().into(),
+            packets,
+            help: reason.help().into(),
+        })
+        .collect()
 }
 
 fn own(state: &State, snapshot: &Snapshot) -> RouteView {

@@ -17,7 +17,7 @@ use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::NetConf;
-use crate::dataplane::{Shared, Table};
+use crate::dataplane::Shared;
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
 use crate::plan::{Intent, Masquerade};
@@ -209,9 +209,8 @@ impl State {
         if !matches!(snapshot.own, OwnLease::Ready(_)) && !own.is_empty() {
             Arc::make_mut(&mut snapshot).own = OwnLease::Ready(own.clone());
         }
-        let base = |v4: bool| own.iter().find(|prefix| prefix.is_ipv4() == v4).map(Prefix::addr);
         let fib = fib::fib(&snapshot, &self.conf.networks(), self.mtu.get());
-        self.shared.publish(Table { fib, own_v4: base(true), own_v6: base(false) });
+        self.shared.publish(fib);
     }
 
     fn publish_goal(&self) {

@@ -3,6 +3,7 @@
 //! Each thread has a [`Lane`] of its own, so an increment is a plain load and store, never a locked instruction,
 //! and no cache line is shared between writers.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -30,6 +31,9 @@ pub struct Lane {
     flagged: [AtomicU64; DropReason::COUNT],
     received: AtomicU64,
     batches: [AtomicU64; BATCH_BOUNDS.len()],
+    /// The two halves of the last refused sender's address. A reader may catch halves of two IPv6 addresses; people
+    /// read it, nothing depends on it.
+    refused: [AtomicU64; 2],
     peers: Box<[OnceLock<Box<[PeerCell]>>]>,
 }
 
@@ -58,6 +62,7 @@ impl Default for Lane {
             flagged: std::array::from_fn(|_| AtomicU64::default()),
             received: AtomicU64::default(),
             batches: std::array::from_fn(|_| AtomicU64::default()),
+            refused: Default::default(),
             peers: (0..BLOCKS).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -98,6 +103,20 @@ impl Lane {
         }
     }
 
+    /// Remembers who sent what the source check refused.
+    pub(super) fn refused(&self, reason: DropReason, from: IpAddr) {
+        if !matches!(reason, DropReason::UnknownSender | DropReason::SpoofedSource) {
+            return;
+        }
+        let bits = match from {
+            IpAddr::V4(from) => from.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(from) => from.to_bits(),
+        };
+        let [high, low] = &self.refused;
+        high.store((bits >> 64) as u64, Relaxed);
+        low.store(bits as u64, Relaxed);
+    }
+
     pub(super) fn answered(&self) {
         add(&self.answers, 1);
     }
@@ -134,6 +153,14 @@ impl Lane {
     /// Packets delivered that `SourceCheck: enforce` would have dropped for `reason`.
     pub fn flagged(&self, reason: DropReason) -> u64 {
         self.flagged.get(reason.index()).map_or(0, |counter| counter.load(Relaxed))
+    }
+
+    /// The sender that the source check refused last.
+    pub fn last_refused(&self) -> Option<IpAddr> {
+        let [high, low] =
+            [0, 1].map(|half: usize| self.refused.get(half).map_or(0, |bits| bits.load(Relaxed)));
+        let bits = u128::from(high) << 64 | u128::from(low);
+        (bits != 0).then(|| IpAddr::V6(Ipv6Addr::from_bits(bits)).to_canonical())
     }
 
     /// Packets dropped for `reason`.

@@ -8,7 +8,6 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,21 +21,10 @@ pub use run::{decapsulate, encapsulate};
 /// into the level-1 cache as far as it is read.
 pub const BATCH: usize = 64;
 
-/// The forwarding table in force, and the tunnel's own addresses: the source of the ICMP errors it sends.
-#[derive(Debug, Default)]
-pub struct Table {
-    /// Who owns which prefix.
-    pub fib: Fib,
-    /// The tunnel's IPv4 address.
-    pub own_v4: Option<IpAddr>,
-    /// The tunnel's IPv6 address.
-    pub own_v6: Option<IpAddr>,
-}
-
 /// Everything that the data path and the control plane share.
 #[derive(Debug)]
 pub struct Shared {
-    table: ArcSwap<Table>,
+    fib: ArcSwap<Fib>,
     stop: AtomicBool,
     check: SourceCheck,
     /// Counters of tunnel device to UDP.
@@ -49,7 +37,7 @@ impl Shared {
     /// An empty table: everything is dropped and counted until [`Shared::publish`].
     pub fn new(check: SourceCheck) -> Arc<Self> {
         Arc::new(Self {
-            table: ArcSwap::from_pointee(Table::default()),
+            fib: ArcSwap::from_pointee(Fib::default()),
             stop: AtomicBool::new(false),
             check,
             tx: Lane::default(),
@@ -58,8 +46,7 @@ impl Shared {
     }
 
     /// Puts a new forwarding table in force for the next batch of each thread.
-    pub fn publish(&self, table: Table) {
-        let fib = &table.fib;
+    pub fn publish(&self, fib: Fib) {
         // Counter memory first: the data path must never meet a peer that it cannot count.
         let highest = fib.routes().filter_map(|(_, owner)| match owner {
             encap::Owner::Peer(hop) => Some(hop.peer),
@@ -69,12 +56,12 @@ impl Shared {
             self.tx.reserve(highest);
             self.rx.reserve(highest);
         }
-        self.table.store(Arc::new(table));
+        self.fib.store(Arc::new(fib));
     }
 
     /// The table in force.
-    pub fn table(&self) -> Arc<Table> {
-        self.table.load_full()
+    pub fn fib(&self) -> Arc<Fib> {
+        self.fib.load_full()
     }
 
     /// Tells both threads to return after the batch at hand; whoever calls this also wakes them.

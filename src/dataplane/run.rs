@@ -1,11 +1,10 @@
 //! The two loops.
 
 use std::io;
-use std::net::IpAddr;
 
-use encap::{DropReason, IcmpCause, Inbound, Outbound, RateLimit};
+use encap::{DropReason, Fib, IcmpCause, Inbound, IpPacket, Outbound, RateLimit};
 
-use super::{BATCH, Lane, Shared, Table};
+use super::{BATCH, Lane, Shared};
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
 /// Tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
@@ -26,17 +25,17 @@ pub fn encapsulate<T: PacketIo, U: PacketIo>(
         let received = batch.received().len();
         if received > 0 {
             lane.batch(received);
-            let table = shared.table.load();
+            let fib = shared.fib.load();
             for slot in 0..received {
                 let packet = batch.packet(slot);
-                match encap::outbound(&table.fib, packet) {
+                match encap::outbound(&fib, packet) {
                     Outbound::Send { hop, len } => {
                         transmits.push(Transmit { slot, len, to: Some(hop.addr), peer: Some(hop.peer) });
                     }
                     Outbound::Drop { reason, answer } => {
                         lane.dropped(reason);
                         if let Some(cause) = answer {
-                            answers.send(&table, cause, packet, tun, lane, &now);
+                            answers.send(cause, packet, tun, lane, &now);
                         }
                     }
                 }
@@ -62,9 +61,9 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
         let received = batch.received().len();
         if received > 0 {
             lane.batch(received);
-            let table = shared.table.load();
+            let fib = shared.fib.load();
             for (slot, from) in batch.received().iter().enumerate() {
-                transmits.extend(admit(shared, &table, slot, from, batch.packet(slot)));
+                transmits.extend(admit(shared, &fib, slot, from, batch.packet(slot)));
             }
             tun.send(&batch, &transmits, |transmit, outcome| lane.account(transmit, outcome));
             transmits.clear();
@@ -76,16 +75,10 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
     Ok(())
 }
 
-fn admit(
-    shared: &Shared,
-    table: &Table,
-    slot: usize,
-    received: &Received,
-    payload: &[u8],
-) -> Option<Transmit> {
+fn admit(shared: &Shared, fib: &Fib, slot: usize, received: &Received, payload: &[u8]) -> Option<Transmit> {
     let lane = &shared.rx;
     let verdict = match received.from {
-        Some(from) if !received.truncated => encap::inbound(&table.fib, shared.check, from, payload),
+        Some(from) if !received.truncated => encap::inbound(fib, shared.check, from, payload),
         Some(_) => Inbound::Drop { reason: DropReason::Truncated },
         None => Inbound::Drop { reason: DropReason::UnknownSender },
     };
@@ -98,6 +91,9 @@ fn admit(
         }
         Inbound::Drop { reason } => {
             lane.dropped(reason);
+            if let Some(from) = received.from {
+                lane.refused(reason, from);
+            }
             None
         }
     }
@@ -121,7 +117,6 @@ struct Answers {
 impl Answers {
     fn send<T: PacketIo>(
         &mut self,
-        table: &Table,
         cause: IcmpCause,
         offending: &[u8],
         tun: &mut T,
@@ -131,7 +126,9 @@ impl Answers {
         if !self.limit.allow(now()) {
             return;
         }
-        let Some(from) = own_address(table, offending) else { return };
+        // From the unreachable destination itself: the kernel takes nothing from the tunnel that claims to come from an
+        // address of this machine (`accept_local` is off, and has to be, or peers could speak in our name).
+        let Ok(from) = IpPacket::parse(offending).map(|packet| packet.dst()) else { return };
         self.batch.clear();
         let Some(len) = encap::icmp::error(cause, offending, from, self.batch.slot_mut(0)) else { return };
         self.batch.push(Received { len, from: None, truncated: false });
@@ -141,13 +138,5 @@ impl Answers {
                 lane.answered();
             }
         });
-    }
-}
-
-fn own_address(table: &Table, offending: &[u8]) -> Option<IpAddr> {
-    match offending.first()? >> 4 {
-        4 => table.own_v4,
-        6 => table.own_v6,
-        _ => None,
     }
 }

@@ -67,7 +67,7 @@ fn pod(n: u8, host: u8) -> [u8; 4] {
 }
 
 /// The table of node `own` in a cluster of three.
-fn table(own: u8) -> Table {
+fn table(own: u8) -> Fib {
     let mut fib = Fib::builder();
     fib.network("10.244.0.0/16".parse().unwrap());
     for n in 1..=3 {
@@ -81,7 +81,7 @@ fn table(own: u8) -> Table {
         let hop = NextHop { peer, addr: node(n), mtu: 1472, caps, mac: None };
         fib.route(prefix, Owner::Peer(hop)).sender(node(n), peer);
     }
-    Table { fib: fib.build(), own_v4: Some(IpAddr::from(pod(own, 0))), own_v6: None }
+    fib.build()
 }
 
 fn shared(own: u8) -> Arc<Shared> {
@@ -148,8 +148,12 @@ fn a_destination_without_a_lease_is_answered_and_counted() {
     let (tun, udp) = send(&a, &[udp_packet(pod(1, 3), pod(9, 9), 10)]);
     assert!(udp.outbox.is_empty());
     assert_eq!(a.tx.drops(DropReason::NoRoute), 1);
+    // Not from an address of this machine: the kernel would not take that from the tunnel.
     let [(answer, None)] = tun.outbox.as_slice() else { panic!("one answer expected: {:?}", tun.outbox) };
     let answer = etherparse::SlicedPacket::from_ip(answer).unwrap();
+    let Some(etherparse::NetSlice::Ipv4(ip)) = &answer.net else { panic!("no IPv4") };
+    assert_eq!(ip.header().source(), pod(9, 9));
+    assert_eq!(ip.header().destination(), pod(1, 3));
     let Some(etherparse::TransportSlice::Icmpv4(icmp)) = answer.transport else { panic!("no ICMP") };
     assert_eq!((icmp.type_u8(), icmp.code_u8()), (3, 0));
     assert_eq!(a.tx.answers(), 1);
@@ -173,6 +177,7 @@ fn strangers_and_impostors_are_dropped() {
     let from_stranger = receive(&b, IpAddr::from([192, 0, 2, 66]), vec![honest.clone(), outside.clone()]);
     assert!(from_stranger.outbox.is_empty());
     assert_eq!(b.rx.drops(DropReason::UnknownSender), 2);
+    assert_eq!(b.rx.last_refused(), Some(IpAddr::from([192, 0, 2, 66])));
     let from_peer = receive(&b, node(1), vec![spoofed, honest, outside, b"garbage".to_vec()]);
     assert_eq!(from_peer.outbox.len(), 2);
     assert_eq!(b.rx.drops(DropReason::SpoofedSource), 1);
@@ -218,7 +223,7 @@ fn a_table_swap_takes_effect_with_the_next_batch() {
     let a = shared(1);
     let packet = udp_packet(pod(1, 3), pod(2, 5), 10);
     assert_eq!(send(&a, std::slice::from_ref(&packet)).1.outbox.len(), 1);
-    a.publish(Table::default());
+    a.publish(Fib::default());
     assert!(send(&a, &[packet]).1.outbox.is_empty());
     assert_eq!(a.tx.drops(DropReason::NoRoute), 1);
 }

@@ -166,7 +166,7 @@ impl Watcher {
                     return Ok(self.listed(bookmark.metadata.resource_version, nodes));
                 }
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    nodes.extend(self.facts(object))
+                    nodes.extend(self.facts(object));
                 }
                 Ok(_) => {}
                 Err(trouble) => return Err(trouble),

@@ -97,7 +97,7 @@ fn one_node_as_kubectl_prints_it() {
         pod_cidrs: vec!["10.244.1.0/24".to_owned(), "fd00:10:244:1::/64".to_owned()],
         internal_ips: vec!["192.168.77.1".parse().unwrap()],
         addresses: vec!["192.168.77.1".parse().unwrap(), "203.0.113.1".parse().unwrap()],
-        network_available: false,
+        network_available: true,
         annotations: crate::lease::Annotations {
             backend_data: Some("null".to_owned()),
             backend_type: Some(String::new()),

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     daemon::binary()?;
     let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect::<SigSet>();
-    // Before any other thread starts: all of them inherit the mask; the programs we start get a clean one from std.
+    // Before any other thread starts: all of them inherit the mask.
     signals.thread_block().context("block the signals that end the demo")?;
     let privilege = lab::enter()?;
     let view = story::view(privilege);

@@ -53,7 +53,7 @@ type Measured = Result<String>;
 pub(crate) fn view(privilege: Privilege) -> View {
     let note = match privilege {
         Privilege::Root => "",
-        Privilege::UserNamespace => ", as an ordinary user: without forced socket buffers",
+        Privilege::UserNamespace => "; not root, so without forced socket buffers",
     };
     let head = format!(
         "{}  {}",

@@ -1,0 +1,46 @@
+//! What is read once a second because nobody tells: the kernel's own drops, and who was refused.
+
+use std::time::Instant;
+
+use rtnetlink::Handle;
+use tracing::warn;
+
+use super::data_path::DataPath;
+use super::state::State;
+use crate::adapter::netlink;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::refusals::Refusals;
+
+/// Last readings.
+pub(super) struct Gauges {
+    handle: Handle,
+    tunnel: u32,
+    tunnel_drops: u64,
+    socket_drops: u64,
+    refusals: Refusals,
+}
+
+impl Gauges {
+    pub(super) fn new(handle: Handle, tunnel: u32) -> Self {
+        Self { handle, tunnel, tunnel_drops: 0, socket_drops: 0, refusals: Refusals::default() }
+    }
+
+    /// A fresh device counts from zero.
+    pub(super) fn new_tunnel(&mut self, index: u32) {
+        self.tunnel = index;
+        self.tunnel_drops = 0;
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+    pub(super) async fn read(&mut self, state: &State, data_path: &DataPath) {
+        if let Some(now) = data_path.overflows() {
+            Metrics::follow(&state.metrics.socket_overflows, &mut self.socket_drops, now);
+        }
+        if let Some(now) = netlink::queue_drops(&self.handle, self.tunnel).await {
+            Metrics::follow(&state.metrics.tunnel_overflows, &mut self.tunnel_drops, now);
+        }
+        if let Some(text) = self.refusals.look(&state.shared.rx, Instant::now()) {
+            warn!("{text}");
+        }
+    }
+}
