@@ -23,9 +23,12 @@ pub fn key(name: &str) -> String {
 #[must_use]
 pub fn annotated(mut node: NodeManifest) -> NodeManifest {
     let address = node.internal_ips.first().map(ToString::to_string).unwrap_or_default();
-    for (name, value) in
-        [("kube-subnet-manager", "true"), ("backend-type", ""), ("backend-data", "null"), ("public-ip", &address)]
-    {
+    for (name, value) in [
+        ("kube-subnet-manager", "true"),
+        ("backend-type", ""),
+        ("backend-data", "null"),
+        ("public-ip", &address),
+    ] {
         node.annotations.push((key(name), value.to_owned()));
     }
     node
@@ -44,7 +47,8 @@ impl KubeFeed {
     /// When the server cannot be started.
     pub fn install(cluster: &mut Cluster, options: Options) -> Result<Arc<ApiServer>> {
         let netns = Some(cluster.switch().fd());
-        let server = Arc::new(ApiServer::start(Options { netns, address: GATEWAY.into(), port: PORT, ..options })?);
+        let server =
+            Arc::new(ApiServer::start(Options { netns, address: GATEWAY.into(), port: PORT, ..options })?);
         server.kubeconfig(Access::Daemon)?;
         cluster.use_feed(Box::new(Self { server: Arc::clone(&server), published: BTreeMap::new() }));
         cluster.publish()?;

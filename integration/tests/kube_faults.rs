@@ -1,7 +1,5 @@
 //! What becomes of a running daemon when the API server goes away, refuses it, forgets, or is an old one.
 
-#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
-
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +22,10 @@ fn main() -> ExitCode {
         .check("an API server that dies costs no packet, and what changed is applied soon after", outage)
         .check("a server that has forgotten (410) is read anew, with what was deleted meanwhile", forgotten)
         .check("a role that is taken away is named, and the map stays", role_taken_away)
-        .check("a daemon that restarts without an API server keeps its kernel state and waits", restart_without)
+        .check(
+            "a daemon that restarts without an API server keeps its kernel state and waits",
+            restart_without,
+        )
         .check("an etcd without streaming lists is read page by page", old_etcd)
         .main()
 }
@@ -218,7 +219,8 @@ fn restart_without(kube: &mut Kube, notes: &Notes) -> Result<()> {
     })?;
     ensure!(node.has_firewall()? && node.subnet_file().exists(), "kernel state or subnet.env was removed");
     kube.server.restart()?;
-    let ready = wait::until_true("ready", || Ok(kube.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
+    let ready =
+        wait::until_true("ready", || Ok(kube.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
     notes.took("ready after the API server is back", ready);
     kube.cluster.node("n1")?.wait_lease("n2")?;
     Ok(())

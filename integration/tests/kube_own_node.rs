@@ -1,7 +1,5 @@
 //! What the daemon writes on its own Node: flannel's bytes, and again whenever they are not there.
 
-#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
-
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -63,7 +61,9 @@ impl Kube {
     }
 
     fn wait_annotation(&self, name: &str, value: &str) -> Result<Duration> {
-        wait::until_true(&format!("{name} is {value:?}"), || Ok(self.annotation(name)?.as_deref() == Some(value)))
+        wait::until_true(&format!("{name} is {value:?}"), || {
+            Ok(self.annotation(name)?.as_deref() == Some(value))
+        })
     }
 
     /// The condition NetworkUnavailable without its times.
@@ -80,7 +80,10 @@ impl Kube {
         wait::until_true("NetworkUnavailable is False", || Ok(self.condition()?["status"] == "False"))
     }
 
-    fn restart(&mut self, change: impl FnOnce(integration::daemon::Launch) -> integration::daemon::Launch) -> Result<()> {
+    fn restart(
+        &mut self,
+        change: impl FnOnce(integration::daemon::Launch) -> integration::daemon::Launch,
+    ) -> Result<()> {
         self.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
         let daemon = change(self.cluster.launch("n1")?).spawn()?;
         self.cluster.node_mut("n1")?.adopt(daemon).wait_ready()?;
@@ -137,7 +140,9 @@ fn no_needless_write(kube: &mut Kube, _: &Notes) -> Result<()> {
 }
 
 fn put_back(kube: &mut Kube, notes: &Notes) -> Result<()> {
-    for (name, value) in [("public-ip", "192.168.77.1"), ("kube-subnet-manager", "true"), ("backend-data", "null")] {
+    for (name, value) in
+        [("public-ip", "192.168.77.1"), ("kube-subnet-manager", "true"), ("backend-data", "null")]
+    {
         kube.server.annotate_node("n1", &key(name), None)?;
         notes.took("a removed annotation is back after", kube.wait_annotation(name, value)?);
         kube.server.annotate_node("n1", &key(name), Some("something else"))?;
@@ -163,7 +168,9 @@ fn overwrite(kube: &mut Kube, _: &Notes) -> Result<()> {
     let daemon = kube.cluster.node("n1")?.daemon()?;
     wait::until_true("the bad overwrite is named", || {
         let answer = daemon.get("/readyz")?;
-        Ok(answer.status == 200 && answer.body.contains("public-ip-overwrite") && answer.body.contains("\"here\""))
+        Ok(answer.status == 200
+            && answer.body.contains("public-ip-overwrite")
+            && answer.body.contains("\"here\""))
     })?;
     ensure!(kube.annotation("public-ip")?.as_deref() == Some("203.0.113.9"), "what was published stays");
     kube.server.annotate_node("n1", &key("public-ip-overwrite"), None)?;
@@ -209,11 +216,17 @@ fn other_prefix(kube: &mut Kube, _: &Notes) -> Result<()> {
     let before = kube.annotations()?;
     kube.restart(|launch| launch.set("--kube-annotation-prefix", "example.com/net"))?;
     let ours = "example.com/net-public-ip";
-    wait::until_true("the other key", || Ok(kube.annotations()?.get(ours).is_some_and(|ip| ip == "192.168.77.1")))?;
+    wait::until_true("the other key", || {
+        Ok(kube.annotations()?.get(ours).is_some_and(|ip| ip == "192.168.77.1"))
+    })?;
     let after = kube.annotations()?;
-    let (theirs, rest): (Vec<_>, Vec<_>) = after.into_iter().partition(|(key, _)| key.starts_with("example.com/net-"));
+    let (theirs, rest): (Vec<_>, Vec<_>) =
+        after.into_iter().partition(|(key, _)| key.starts_with("example.com/net-"));
     ensure!(theirs.len() == 5, "{theirs:?}");
-    ensure!(rest.into_iter().collect::<BTreeMap<_, _>>() == before, "keys of the default prefix were touched");
+    ensure!(
+        rest.into_iter().collect::<BTreeMap<_, _>>() == before,
+        "keys of the default prefix were touched"
+    );
     kube.restart(|launch| launch)
 }
 

@@ -82,7 +82,10 @@ impl One {
         let metrics = daemon.metrics()?;
         ensure!(metrics.sum("loden_ready", &[]) == 0.0);
         if let Some(reason) = reason {
-            ensure!(metrics.sum("loden_watch_restarts_total", &[("reason", reason)]) >= 1.0, "no {reason} counted");
+            ensure!(
+                metrics.sum("loden_watch_restarts_total", &[("reason", reason)]) >= 1.0,
+                "no {reason} counted"
+            );
             ensure!(metrics.sum("loden_lease_source_up", &[]) == 0.0);
         }
         Ok(())
@@ -118,16 +121,17 @@ impl One {
 
     /// The daemon's kubeconfig, changed.
     fn kubeconfig(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<PathBuf> {
-        let mut config: Value = serde_json::from_slice(&std::fs::read(self.server.kubeconfig(Access::Daemon)?)?)?;
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(self.server.kubeconfig(Access::Daemon)?)?)?;
         change(&mut config);
         let path = self.cluster.dir().join(name);
         std::fs::write(&path, config.to_string())?;
         Ok(path)
     }
 
-    /// Makes Node n1 another, or absent.
-    fn publish(&mut self, node: Option<NodeManifest>) -> Result<()> {
-        self.cluster.publish_only(node.as_slice())
+    /// Makes `nodes` the only ones.
+    fn publish(&mut self, nodes: &[NodeManifest]) -> Result<()> {
+        self.cluster.publish_only(nodes)
     }
 }
 
@@ -150,32 +154,42 @@ fn in_a_pod(one: &mut One, notes: &Notes) -> Result<()> {
 
 fn no_pod_cidr(one: &mut One, notes: &Notes) -> Result<()> {
     let whole = one.cluster.node("n1")?.manifest();
-    one.publish(None)?;
-    one.publish(Some(NodeManifest { pod_cidrs: Vec::new(), ..whole.clone() }))?;
+    one.publish(&[])?;
+    one.publish(&[NodeManifest { pod_cidrs: Vec::new(), ..whole.clone() }])?;
     one.start(one.launch()?)?;
     one.waits(&["node n1 has no podCIDR yet"], None)?;
-    one.publish(Some(whole))?;
-    let ready = wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
+    one.publish(&[whole])?;
+    let ready =
+        wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
     notes.took("ready after the podCIDR was assigned", ready);
     one.stop()
 }
 
 fn no_node(one: &mut One, notes: &Notes) -> Result<()> {
-    one.publish(None)?;
+    one.publish(&[])?;
     one.start(one.launch()?)?;
     one.waits(&["node n1 is not in the Kubernetes API at https://"], None)?;
-    one.publish(Some(one.cluster.node("n1")?.manifest()))?;
-    let ready = wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
+    one.publish(&[one.cluster.node("n1")?.manifest()])?;
+    let ready =
+        wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
     notes.took("ready after the Node was created", ready);
     one.stop()
 }
 
 fn refused(one: &mut One, _: &Notes) -> Result<()> {
-    one.waits_in_vain(one.by(Access::NobodyListens)?, &["connection refused", "192.168.77.254", "--kube-api-url"], "refused")
+    one.waits_in_vain(
+        one.by(Access::NobodyListens)?,
+        &["connection refused", "192.168.77.254", "--kube-api-url"],
+        "refused",
+    )
 }
 
 fn unknown_ca(one: &mut One, _: &Notes) -> Result<()> {
-    one.waits_in_vain(one.by(Access::UnknownCa)?, &["unknown authority", "certificate-authority-data"], "unknown_ca")
+    one.waits_in_vain(
+        one.by(Access::UnknownCa)?,
+        &["unknown authority", "certificate-authority-data"],
+        "unknown_ca",
+    )
 }
 
 fn unauthorized(one: &mut One, _: &Notes) -> Result<()> {
@@ -203,7 +217,8 @@ fn late(one: &mut One, notes: &Notes) -> Result<()> {
     one.start(one.launch()?)?;
     one.waits(&["connection refused"], Some("refused"))?;
     one.server.restart()?;
-    let ready = wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
+    let ready =
+        wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
     notes.took("ready after the API server came up", ready);
     one.stop()
 }
@@ -232,7 +247,10 @@ fn by_pod(one: &mut One, _: &Notes) -> Result<()> {
 
 fn bad_way(one: &mut One, _: &Notes) -> Result<()> {
     let launch = || one.launch();
-    one.refuses(launch()?.set("--kubeconfig-file", "/nonexistent"), &["--kubeconfig-file /nonexistent", "No such file"])?;
+    one.refuses(
+        launch()?.set("--kubeconfig-file", "/nonexistent"),
+        &["--kubeconfig-file /nonexistent", "No such file"],
+    )?;
     one.refuses(launch()?.set("--kubeconfig-file", "/etc/hostname"), &["--kubeconfig-file /etc/hostname"])?;
     for url in ["here", "192.168.77.254:6443", "https://"] {
         one.refuses(launch()?.set("--kube-api-url", url), &["--kube-api-url", url, "https://HOST:PORT"])?;
@@ -250,7 +268,10 @@ fn exec(one: &mut One, _: &Notes) -> Result<()> {
             "interactiveMode": "Never",
         } });
     })?;
-    one.refuses(one.launch()?.set("--kubeconfig-file", path), &["exec.kubeconfig", "running a program", "token"])?;
+    one.refuses(
+        one.launch()?.set("--kubeconfig-file", path),
+        &["exec.kubeconfig", "running a program", "token"],
+    )?;
     ensure!(!ran.exists(), "the program was run");
     Ok(())
 }

@@ -37,7 +37,8 @@ impl LogControl {
 
 /// Libraries say little that helps, and the API client's warnings repeat ours; whoever wants them names them, as in
 /// `debug,rustls=debug`.
-const LIBRARIES: &str = "kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn,netlink_proto=warn";
+const LIBRARIES: &str =
+    "kube_client=error,hyper=warn,hyper_util=warn,rustls=warn,tower=warn,netlink_proto=warn";
 
 fn parse(filter: &str) -> Result<EnvFilter> {
     EnvFilter::try_new(format!("{LIBRARIES},{filter}")).with_context(|| {
