@@ -9,11 +9,13 @@ BUILD = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 # Networks are built by root, or by anyone to whom the kernel gives a user namespace and /dev/net/tun; others need sudo.
 SUDO = $(shell [ "$$(id -u)" = 0 ] || { unshare -Urn true && [ -w /dev/net/tun ]; } 2>/dev/null || command -v sudo)
-FLANNELD = FLANNELD_BIN=$(abspath $(BUILD)/flanneld)
-AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(FLANNELD)"')
+# What programs of the lab need to know; sudo lets nothing through by itself.
+LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CACHE_HOME),$(HOME)/.cache) \
+  $(foreach name,KUBEBUILDER_ASSETS LODEN_ETCD34 DEMO_SOURCE,$(if $($(name)),$(name)=$($(name))))
+AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
+.PHONY: help setup machinery demo test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,21 +23,24 @@ help: ## list the verbs
 setup: ## install what demo and test need and this machine lacks
 	@integration/setup.sh
 
-demo: PROFILE = release
-demo: setup ## three nodes, a real flanneld in each, and a table of what held
-	$(CARGO) build --release -p loden --bin flanneld -p integration --bin demo
-	@$(SUDO) env $(FLANNELD) $(BUILD)/demo
+machinery: setup ## kube-apiserver and etcd for tests and demo: minutes the first time, then cached in ~/.cache/loden
+	@$(MAKE) --no-print-directory -C integration/machinery
 
-test: setup ## everything: unit, property, fuzz replay, networks in namespaces
+demo: PROFILE = release
+demo: setup $(if $(filter kube,$(DEMO_SOURCE)),machinery) ## three nodes, a real flanneld in each, and a table of what held; DEMO_SOURCE=kube has them on an API server
+	$(CARGO) build --release -p loden --bin flanneld -p integration --bin demo
+	@$(SUDO) env $(LAB_ENV) $(BUILD)/demo
+
+test: machinery ## everything: unit, property, fuzz replay, networks in namespaces
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld
-	$(FLANNELD) $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast $(AS_ROOT)
+	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast $(AS_ROOT)
 
 unit: setup ## tests that need no network
 	$(CARGO) test --profile $(PROFILE) --workspace --exclude integration --no-fail-fast
 
-integration: setup ## a real flanneld in real networks; T=repair runs one file
+integration: machinery ## a real flanneld in real networks; T=repair runs one file
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld
-	$(FLANNELD) $(CARGO) test --profile $(PROFILE) -p integration --no-fail-fast $(AS_ROOT) $(if $(T),--test $(T))
+	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) -p integration --no-fail-fast $(AS_ROOT) $(if $(T),--test $(T))
 
 fuzz-replay: ## every input the fuzzers ever found, once
 	$(CARGO) test --profile $(PROFILE) -p encap fuzz_replay

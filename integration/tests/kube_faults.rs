@@ -1,7 +1,5 @@
 //! What becomes of a running daemon when the API server goes away, refuses it, forgets, or is an old one.
 
-#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
-
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! What the daemon writes on its own Node: flannel's bytes, and again whenever they are not there.
 
-#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
-
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;

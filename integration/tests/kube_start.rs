@@ -129,9 +129,9 @@ impl One {
         Ok(path)
     }
 
-    /// Makes Node n1 another, or absent.
-    fn publish(&mut self, node: Option<NodeManifest>) -> Result<()> {
-        self.cluster.publish_only(node.as_slice())
+    /// Makes `nodes` the only ones.
+    fn publish(&mut self, nodes: &[NodeManifest]) -> Result<()> {
+        self.cluster.publish_only(nodes)
     }
 }
 
@@ -154,11 +154,11 @@ fn in_a_pod(one: &mut One, notes: &Notes) -> Result<()> {
 
 fn no_pod_cidr(one: &mut One, notes: &Notes) -> Result<()> {
     let whole = one.cluster.node("n1")?.manifest();
-    one.publish(None)?;
-    one.publish(Some(NodeManifest { pod_cidrs: Vec::new(), ..whole.clone() }))?;
+    one.publish(&[])?;
+    one.publish(&[NodeManifest { pod_cidrs: Vec::new(), ..whole.clone() }])?;
     one.start(one.launch()?)?;
     one.waits(&["node n1 has no podCIDR yet"], None)?;
-    one.publish(Some(whole))?;
+    one.publish(&[whole])?;
     let ready =
         wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
     notes.took("ready after the podCIDR was assigned", ready);
@@ -166,10 +166,10 @@ fn no_pod_cidr(one: &mut One, notes: &Notes) -> Result<()> {
 }
 
 fn no_node(one: &mut One, notes: &Notes) -> Result<()> {
-    one.publish(None)?;
+    one.publish(&[])?;
     one.start(one.launch()?)?;
     one.waits(&["node n1 is not in the Kubernetes API at https://"], None)?;
-    one.publish(Some(one.cluster.node("n1")?.manifest()))?;
+    one.publish(&[one.cluster.node("n1")?.manifest()])?;
     let ready =
         wait::until_true("ready", || Ok(one.cluster.node("n1")?.daemon()?.get("/readyz")?.status == 200))?;
     notes.took("ready after the Node was created", ready);

@@ -32,6 +32,9 @@ const SILENCE: Duration = Duration::from_secs(200);
 /// A server that knows nothing of streaming lists never says where the list ends.
 const LIST_SILENCE: Duration = Duration::from_secs(10);
 
+/// Everything is read at most this often.
+const RELIST: Duration = Duration::from_secs(5);
+
 /// A watch can be refused after it was begun. One that has lived this long was accepted.
 const PROBATION: Duration = Duration::from_millis(300);
 
@@ -52,7 +55,7 @@ impl KubeNodes {
             prefix,
             metrics,
             version: None,
-            listed: false,
+            listed: None,
             paged: false,
             watch: None,
             pause: None,
@@ -82,8 +85,8 @@ struct Watcher {
     metrics: ApiMetrics,
     /// Where to go on; `None` when everything has to be read.
     version: Option<String>,
-    /// Everything was read at least once.
-    listed: bool,
+    /// When everything was last read.
+    listed: Option<Instant>,
     /// The server refused a streaming list.
     paged: bool,
     watch: Option<Watch>,
@@ -154,7 +157,7 @@ impl Watcher {
     async fn list_by_stream(&mut self) -> Result<LeaseEvent, Trouble> {
         // Any server's cache will do for the first list, and answers at once. Later ones must not be older than what we
         // know already, or nodes that were added meanwhile would lose their leases for a moment.
-        let version = if self.listed { "" } else { "0" };
+        let version = if self.listed.is_some() { "" } else { "0" };
         self.open(version, true).await?;
         let mut nodes = Vec::new();
         loop {
@@ -174,7 +177,7 @@ impl Watcher {
     fn listed(&mut self, version: String, nodes: Vec<NodeFacts>) -> LeaseEvent {
         info!(nodes = nodes.len(), server = self.api.url(), "all Nodes are read");
         self.version = Some(version).filter(|version| !version.is_empty());
-        self.listed = true;
+        self.listed = Some(Instant::now());
         self.accepted();
         LeaseEvent::Reset(nodes)
     }
@@ -261,19 +264,25 @@ impl Watcher {
             self.paged = true;
             return None;
         }
-        if trouble.cause == Cause::Expired {
-            self.version = None;
-        }
         match trouble.cause {
-            Cause::TimeLimit => return None,
-            // A server that is stopped ends its watches. Whether that is trouble, the next attempt will tell.
-            Cause::Closed | Cause::Expired if was_running => {
-                self.pause = Some(self.backoff.pause());
-                return None;
+            Cause::TimeLimit => None,
+            Cause::Expired => {
+                self.version = None;
+                // The server answers, so pauses that grew in an outage do not count; only one that forgets at once does.
+                let just_listed = self.listed.is_some_and(|at| at.elapsed() < RELIST);
+                self.pause = Some(if just_listed { RELIST } else { Backoff::new().pause() });
+                None
             }
-            _ => self.pause = Some(self.backoff.pause().max(trouble.retry_after)),
+            // A server that is stopped ends its watches. Whether that is trouble, the next attempt will tell.
+            Cause::Closed if was_running => {
+                self.pause = Some(self.backoff.pause());
+                None
+            }
+            _ => {
+                self.pause = Some(self.backoff.pause().max(trouble.retry_after));
+                Some(LeaseEvent::Trouble(self.api.describe(trouble)))
+            }
         }
-        (trouble.cause != Cause::Expired).then(|| LeaseEvent::Trouble(self.api.describe(trouble)))
     }
 }
 

@@ -132,3 +132,14 @@ proptest::proptest! {
         let _ = NetConf::parse(&text).map_err(|e| e.to_string());
     }
 }
+
+/// The configuration that we ship is one that we run, without a warning.
+#[test]
+fn the_shipped_config_map_is_good() {
+    let manifest = include_str!("../../../manifests/kube-flannel.yml");
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifest).unwrap();
+    let config_map = documents.iter().find(|document| document["kind"] == "ConfigMap").unwrap();
+    let (conf, warnings) = NetConf::parse(config_map["data"]["net-conf.json"].as_str().unwrap()).unwrap();
+    assert_eq!(conf.network, Some("10.244.0.0/16".parse().unwrap()));
+    assert_eq!(warnings, []);
+}

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use console::style;
+use integration::apiserver::Options;
+use integration::kube_feed::KubeFeed;
 use integration::lab::Privilege;
 use integration::probe::bulk::{self, End};
 use integration::probe::icmp::Pinger;
@@ -92,9 +94,9 @@ fn set_up(view: &View) -> Option<Cluster> {
     let mut built = None;
     step(view, claim::BUILT, || {
         let mut cluster = Cluster::builder().build()?;
-        choose_feed(&mut cluster)?;
+        let source = choose_feed(&mut cluster)?;
         built = Some(cluster);
-        Ok("one namespace each, joined by a bridge with MTU 1500".into())
+        Ok(format!("one namespace each, joined by a bridge with MTU 1500; leases from {source}"))
     });
     let mut cluster = built?;
     let up = step(view, claim::READY, || {
@@ -143,11 +145,15 @@ fn remove(view: &View, mut cluster: Cluster, outside: &str) {
     });
 }
 
-/// Where the daemons learn who the nodes are. `file` is the nodes file the cluster writes by itself.
-fn choose_feed(_cluster: &mut Cluster) -> Result<()> {
+/// Where the daemons learn who the nodes are: the nodes file that the cluster writes by itself, or an API server.
+fn choose_feed(cluster: &mut Cluster) -> Result<&'static str> {
     match std::env::var("DEMO_SOURCE").as_deref() {
-        Err(_) | Ok("file") => Ok(()),
-        Ok(other) => bail!("DEMO_SOURCE is `{other}`; it may be `file`"),
+        Err(_) | Ok("file") => Ok("a file of Nodes"),
+        Ok("kube") => {
+            KubeFeed::install(cluster, Options::default())?;
+            Ok("a kube-apiserver with etcd, TLS and the ClusterRole that we ship")
+        }
+        Ok(other) => bail!("DEMO_SOURCE is `{other}`; it may be `file` or `kube`"),
     }
 }
 
