@@ -1,5 +1,7 @@
 //! Many nodes and many changes on a real API server: nothing is lost or left over, and what it costs is written down.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::Arc;
