@@ -173,6 +173,8 @@ fn overwrite(kube: &mut Kube, _: &Notes) -> Result<()> {
             && answer.body.contains("\"here\""))
     })?;
     ensure!(kube.annotation("public-ip")?.as_deref() == Some("203.0.113.9"), "what was published stays");
+    kube.server.annotate_node("n1", &key("public-ip-overwrite"), Some("203.0.113.9"))?;
+    wait::until_true("no worry is left", || Ok(daemon.get("/readyz")?.body == "flanneld is ready"))?;
     kube.server.annotate_node("n1", &key("public-ip-overwrite"), None)?;
     kube.wait_annotation("public-ip", "192.168.77.1")?;
     wait::until_true("no worry is left", || Ok(daemon.get("/readyz")?.body == "flanneld is ready"))?;

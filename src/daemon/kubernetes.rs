@@ -50,6 +50,9 @@ impl State {
                 return;
             }
         };
+        if lacking.is_none() {
+            self.health.borrow_mut().publish_trouble = None;
+        }
         self.lacking.send_if_modified(|now| {
             let modified = *now != lacking;
             *now = lacking;

@@ -2,7 +2,8 @@
 //!
 //! [`Api`] is the way there (one TLS client with time limits), [`KubeNodes`] the watch, [`publish`](publish::run) the
 //! writer, [`Trouble`] what can go wrong, each with a name for metrics and a remedy for people. The daemon may do what
-//! its ClusterRole says and asks for nothing else: list and watch Nodes, patch nodes/status.
+//! its ClusterRole says and asks for nothing else: list and watch Nodes, patch nodes/status (and, only where `NODE_NAME`
+//! is not set, get its own Pod).
 
 mod backoff;
 mod client;

@@ -52,11 +52,7 @@ pub async fn run(
                 info!(annotations = ?keys, network_available = publication.network_available, "own Node is written");
                 tokio::time::sleep(PACE).await;
                 // Either way the next round looks at what is lacking then.
-                let _ = tokio::time::timeout(
-                    CONFIRMED,
-                    lacking.wait_for(|now| now.as_ref() != Some(&publication)),
-                )
-                .await;
+                let _ = tokio::time::timeout(CONFIRMED, lacking.changed()).await;
             }
             Err(trouble) => {
                 metrics.publish_errors.with_label_values(&[trouble.cause.as_str()]).inc();

@@ -28,6 +28,7 @@ pub enum Cause {
     NotFound,
     Expired,
     Overloaded,
+    Unavailable,
     Server,
     BadAnswer,
     Idle,
@@ -37,7 +38,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Refused,
         Self::Unreachable,
         Self::Dns,
@@ -51,6 +52,7 @@ impl Cause {
         Self::NotFound,
         Self::Expired,
         Self::Overloaded,
+        Self::Unavailable,
         Self::Server,
         Self::BadAnswer,
         Self::Idle,
@@ -133,6 +135,9 @@ impl Cause {
                 "nothing needs to be done: everything is read anew",
             ),
             Self::Overloaded => ("overloaded", "429, it is overloaded", WAIT),
+            Self::Unavailable => {
+                ("unavailable", "503, it is starting, stopping or not there behind its load balancer", WAIT)
+            }
             Self::Server => ("server_error", "it answered with an error", "look into the API server's log"),
             Self::BadAnswer => (
                 "bad_answer",
@@ -172,6 +177,7 @@ impl Trouble {
             408 | 504 => Cause::Timeout,
             410 => Cause::Expired,
             429 => Cause::Overloaded,
+            502 | 503 => Cause::Unavailable,
             _ => Cause::Server,
         };
         let named = matches!(status.code, 401 | 403 | 404 | 410 | 429);
@@ -296,6 +302,7 @@ mod tests {
             (status(403), Cause::Forbidden),
             (status(410), Cause::Expired),
             (status(500), Cause::Server),
+            (status(503), Cause::Unavailable),
         ] {
             assert_eq!(Trouble::of(&error).cause, want, "{error:?}");
         }

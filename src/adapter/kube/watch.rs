@@ -5,6 +5,7 @@
 //! it goes on from the last version seen, so that nothing is missed and nothing sent twice; only when the server does not
 //! remember that version (410) is everything read anew.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
@@ -159,17 +160,18 @@ impl Watcher {
         // know already, or nodes that were added meanwhile would lose their leases for a moment.
         let version = if self.listed.is_some() { "" } else { "0" };
         self.open(version, true).await?;
-        let mut nodes = Vec::new();
+        let mut nodes = BTreeMap::new();
         loop {
-            match self.event(LIST_SILENCE).await {
-                Ok(WatchEvent::Bookmark(bookmark)) if ends_list(&bookmark) => {
-                    return Ok(self.listed(bookmark.metadata.resource_version, nodes));
+            match self.event(LIST_SILENCE).await? {
+                WatchEvent::Bookmark(bookmark) if ends_list(&bookmark) => {
+                    return Ok(self.listed(bookmark.metadata.resource_version, nodes.into_values().collect()));
                 }
-                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    nodes.extend(self.facts(object));
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    nodes.extend(self.facts(object).map(|facts| (facts.name.clone(), facts)));
                 }
-                Ok(_) => {}
-                Err(trouble) => return Err(trouble),
+                // Changes of the moment may come before the end of the list.
+                WatchEvent::Deleted(object) => drop(nodes.remove(object.name())),
+                WatchEvent::Bookmark(_) | WatchEvent::Error(_) => {}
             }
         }
     }
