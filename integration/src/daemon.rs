@@ -207,7 +207,7 @@ impl Daemon {
             (_, Some(status)) => {
                 bail!("flanneld ended with {status} instead of becoming ready\n{}", self.log()?)
             }
-            (Err(error), None) => Err(error).with_context(|| self.log().unwrap_or_default()),
+            (Err(error), None) => bail!("{error:#}\n{}", self.log()?),
             (Ok(_), None) => Ok(took),
         }
     }
@@ -294,7 +294,7 @@ impl Daemon {
     /// When it does not within the deadline; with the log.
     pub fn wait_log(&self, text: &str) -> Result<Duration> {
         wait::until_true(&format!("`{text}` in the log"), || Ok(self.log()?.contains(text)))
-            .with_context(|| self.log().unwrap_or_default())
+            .map_err(|error| anyhow!("{error:#}\n{}", self.log().unwrap_or_default()))
     }
 
     /// Resident memory, bytes.
