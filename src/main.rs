@@ -17,27 +17,38 @@ fn main() -> ExitCode {
         }
     };
     let outcome = match command {
-        Command::Run(run) => serve(*run, &warnings),
+        Command::Run(run) => return serve(*run, &warnings),
         Command::Routes(args) => commands::routes::routes(&args).map(|text| say(false, &text)),
         Command::LogLevel(args) => commands::log_level(&args).map(|text| say(false, &text)),
         Command::Cleanup(args) => block_on(commands::cleanup(&args)).map(|text| say(false, &text)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure(&error),
+    }
+}
+
+fn serve(run: Run, warnings: &[String]) -> ExitCode {
+    let log = match telemetry::log::init(run.args.log_filter(), run.args.log_format == LogFormat::Json) {
+        Ok(log) => log,
+        Err(error) => return failure(&error),
+    };
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    match block_on(daemon::run(run, log)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(true, &format!("flanneld: {error:#}"));
+            // The log is on standard error too; once is enough, and in the form that was asked for.
+            tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(run: Run, warnings: &[String]) -> Result<()> {
-    let log = telemetry::log::init(run.args.log_filter(), run.args.log_format == LogFormat::Json)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    // The last word goes through the log as well, for those who read nothing else.
-    block_on(daemon::run(run, log)).inspect_err(|error| tracing::error!("{error:#}"))
+fn failure(error: &anyhow::Error) -> ExitCode {
+    say(true, &format!("flanneld: {error:#}"));
+    ExitCode::FAILURE
 }
 
 /// The control plane is one thread: it waits most of the time, and nothing in it can race.

@@ -119,7 +119,8 @@ fn prefixes(facts: &NodeFacts, networks: &[Prefix]) -> Result<Vec<Prefix>, Fault
             continue;
         }
         if !networks.iter().any(|network| network.covers(&prefix)) {
-            return Err(fault(Reason::OutsideNetwork));
+            let networks = networks.iter().map(Prefix::to_string).collect::<Vec<_>>().join(" and ");
+            return Err(fault(Reason::OutsideNetwork { networks }));
         }
         if out.iter().any(|other| other.overlaps(&prefix)) {
             return Err(fault(Reason::Overlap { with: facts.name.clone() }));

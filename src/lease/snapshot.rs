@@ -63,7 +63,10 @@ pub enum Reason {
     /// Not a prefix.
     BadPodCidr(String),
     /// A prefix outside the cluster network.
-    OutsideNetwork,
+    OutsideNetwork {
+        /// The cluster networks, for people.
+        networks: String,
+    },
     /// A prefix that another node has a part of.
     Overlap {
         /// The node that keeps it.
@@ -96,7 +99,7 @@ impl Reason {
         match self {
             Self::NoPodCidr => "no_pod_cidr",
             Self::BadPodCidr(_) => "bad_pod_cidr",
-            Self::OutsideNetwork => "outside_network",
+            Self::OutsideNetwork { .. } => "outside_network",
             Self::Overlap { .. } => "overlap",
             Self::NoAddress => "no_address",
             Self::BadAddress(_) => "bad_address",
@@ -132,7 +135,7 @@ impl Reason {
                 "wait for the controller manager to assign one (--allocate-node-cidrs), or set spec.podCIDR"
             }
             Self::BadPodCidr(_) => "write address/length, such as 10.244.1.0/24",
-            Self::OutsideNetwork => {
+            Self::OutsideNetwork { .. } => {
                 "take podCIDRs from the Network of net-conf.json, which has to be the controller manager's --cluster-cidr"
             }
             Self::Overlap { .. } => "give each node a podCIDR of its own; delete the Node that is no more",
@@ -159,7 +162,7 @@ impl fmt::Display for Reason {
             Self::BadPodCidr(why) | Self::BadAddress(why) | Self::BadCapabilities(why) => {
                 write!(f, "cannot be used: {why}")
             }
-            Self::OutsideNetwork => f.write_str("is outside the cluster network"),
+            Self::OutsideNetwork { networks } => write!(f, "is outside the cluster network {networks}"),
             Self::Overlap { with } => write!(f, "overlaps the podCIDR of node {}", excerpt(with)),
             Self::NoAddress => f.write_str("has no InternalIP, and there is no public-ip annotation"),
             Self::UnusableAddress(kind) => write!(f, "is {kind}"),

@@ -89,12 +89,12 @@ pub enum NetConfError {
         max: u64,
     },
     /// A pod network that is not a prefix.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Prefix {
         /// The field.
         path: String,
-        /// What is wrong with it; names the value and the remedy.
-        source: PrefixError,
+        /// What is wrong with it; names the value and the remedy. Part of the text above, so no source beside it.
+        reason: PrefixError,
     },
     /// A pod network of the other address family.
     #[error("{path} is {value}, but must be an {} prefix, such as {}: for the other family there is the key {}",

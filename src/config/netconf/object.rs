@@ -110,7 +110,7 @@ impl<'j> Object<'j> {
         };
         let path = self.path_of(key);
         let value: Prefix =
-            text.parse().map_err(|source| NetConfError::Prefix { path: path.clone(), source })?;
+            text.parse().map_err(|reason| NetConfError::Prefix { path: path.clone(), reason })?;
         if value.is_ipv4() != ipv4 {
             return Err(NetConfError::WrongFamily { path, value, ipv4 });
         }
