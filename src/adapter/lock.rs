@@ -25,7 +25,7 @@ impl RunLock {
     /// Takes the lock, or says who has it.
     pub fn take(subnet_file: &Path) -> Result<Self> {
         let path = path(subnet_file);
-        file::make_directory(file::directory(&path))?;
+        file::make_directory(file::directory(&path)).context("--subnet-file")?;
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(
                 || format!("cannot open {}: choose another place with --subnet-file", path.display()),
