@@ -38,7 +38,7 @@ fn shared() -> Arc<Shared> {
     let caps = PeerCaps { ipv6: false, ecn: false };
     let hop = NextHop { peer: PeerId(1), addr: IpAddr::V4(PEER), mtu: 1472, caps, mac: None };
     fib.route("10.244.2.0/24".parse().expect("a prefix"), Owner::Peer(hop)).sender(hop.addr, hop.peer);
-    let shared = Shared::new(SourceCheck::Enforce);
+    let shared = Shared::new(SourceCheck::Enforce, PORT);
     shared.publish(fib.build());
     shared
 }
@@ -65,7 +65,11 @@ impl PacketIo for Memory {
                 // What a read does, less the kernel.
                 head.copy_from_slice(&self.packet);
             }
-            batch.push(Received { len: self.packet.len(), from: Some(IpAddr::V4(PEER)), truncated: false });
+            batch.push(Received {
+                len: self.packet.len(),
+                from: Some(SocketAddr::from((PEER, PORT))),
+                truncated: false,
+            });
         }
         self.left -= count;
         Ok(())

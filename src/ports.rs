@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use encap::{DropReason, PeerId};
@@ -100,7 +100,7 @@ pub struct Received {
     /// Bytes in the slot.
     pub len: usize,
     /// Outer source of a datagram; the device has none.
-    pub from: Option<IpAddr>,
+    pub from: Option<SocketAddr>,
     /// The datagram was longer than the slot.
     pub truncated: bool,
 }

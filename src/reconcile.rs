@@ -34,6 +34,8 @@ pub struct Pass {
     pub done: Vec<Op>,
     /// The steps undid somebody else's change, rather than following one of ours.
     pub repair: bool,
+    /// A chain of somebody else that drops forwarded packets by default.
+    pub forward_drop: Option<String>,
     /// Why the kernel does not hold the desired state; empty when it does.
     pub errors: Vec<String>,
 }
@@ -87,7 +89,8 @@ pub async fn run<K: Kernel>(
 }
 
 async fn pass<K: Kernel>(kernel: &mut K, goal: &Goal, settled: Option<&Desired>) -> Pass {
-    let mut pass = Pass { desired: None, done: Vec::new(), repair: false, errors: Vec::new() };
+    let mut pass =
+        Pass { desired: None, done: Vec::new(), repair: false, forward_drop: None, errors: Vec::new() };
     let watched = Watched { external: goal.external, tunnel: goal.intent.tunnel.clone() };
     let observed = match kernel.observe(&watched).await {
         Ok(observed) => observed,
@@ -96,6 +99,7 @@ async fn pass<K: Kernel>(kernel: &mut K, goal: &Goal, settled: Option<&Desired>)
             return pass;
         }
     };
+    pass.forward_drop.clone_from(&observed.forward_drop);
     let desired = match want(goal, &observed, settled) {
         Ok(desired) => desired,
         Err(text) => {
@@ -146,7 +150,8 @@ mod tests {
     impl World {
         fn new() -> Self {
             let external = Some(LinkState { index: 2, mtu: 1500, queue_len: 1000, up: true });
-            let empty = Observed { external, tunnel: None, firewall: FirewallState::Absent };
+            let empty =
+                Observed { external, tunnel: None, firewall: FirewallState::Absent, forward_drop: None };
             Self(Rc::new(RefCell::new(empty)), Rc::default(), Rc::default())
         }
 

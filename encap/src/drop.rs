@@ -21,8 +21,8 @@ pub enum DropReason {
     TooBig,
     /// IPv6 toward a node that did not say it can take IPv6 from this backend. Look at that node's version.
     FamilyUnsupported,
-    /// The datagram came from an address that no node has. Look at NAT between nodes, at a node with several
-    /// addresses, or for an intruder.
+    /// The datagram came from an address that no node has, or from a node but not from the tunnel's port. Look at NAT
+    /// between nodes, at a node with several addresses, or for an intruder (a pod that writes to the port, for one).
     UnknownSender,
     /// The inner source belongs to another node, to us, or to no node, though it lies in the cluster network.
     /// Look at the sending node's masquerading, or for an intruder.
@@ -97,7 +97,7 @@ impl DropReason {
             Self::TooBig => "longer than the tunnel's MTU; lower the pods' MTU to the one in subnet.env",
             Self::FamilyUnsupported => "IPv6 toward a node that takes only IPv4; upgrade that node",
             Self::UnknownSender => {
-                "from an address no node has; check NAT between nodes, or set the public-ip"
+                "not from a node's address and tunnel port; check NAT between nodes, or set the public-ip"
             }
             Self::SpoofedSource => "inner source not of the sending node; check masquerading on that node",
             Self::Truncated => "shorter than its header says; make the MTU the same on all nodes",

@@ -14,6 +14,7 @@ use integration::probe::udp::{self, Asker};
 use integration::probe::{http, reach};
 use integration::suite::{Notes, Suite};
 use integration::topology::{Cluster, NETWORK, Pod};
+use integration::wait;
 
 fn main() -> ExitCode {
     Suite::<Cluster>::new()
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         .check("100 MB arrive as they were sent", bulk_is_whole)
         .check("a pod that leaves the cluster network is seen as its node", masquerade)
         .check("a destination without a lease is answered with an ICMP error", no_route)
+        .check("a packet too big for one peer is answered with the size that fits", too_big)
         .check("the MTU follows the underlay's into subnet.env and pods", small_mtu)
         .main()
 }
@@ -155,6 +157,25 @@ fn no_route(cluster: &mut Cluster, _: &Notes) -> Result<()> {
     let counted = after.sum("loden_drops_total", &drops) - before.sum("loden_drops_total", &drops);
     ensure!(counted == 1.0, "{counted} drops were counted for one packet");
     Ok(())
+}
+
+/// A peer that announces a smaller tunnel gets packets of that size: its senders learn it from the daemon.
+fn too_big(cluster: &mut Cluster, _: &Notes) -> Result<()> {
+    let mut nodes = cluster.manifests();
+    let peer = nodes.iter_mut().find(|node| node.name == "n2").context("no n2")?;
+    peer.annotations.push(("flannel.alpha.coreos.com/loden".into(), r#"{"MTU":1300}"#.into()));
+    cluster.publish_only(&nodes)?;
+    let (from, to) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
+    wait::until_true("the pod is told that 1,472 bytes are too many", || {
+        let said = icmp::ping(from.ns(), to.ip(), 1472).err().map(|error| format!("{error:#}"));
+        Ok(said.is_some_and(|said| said.contains("too long")))
+    })?;
+    let route = from.ns().ip_show(&format!("route get {}", to.ip()))?;
+    ensure!(route.contains("mtu 1300"), "the pod did not learn the size: {route}");
+    icmp::ping(from.ns(), to.ip(), 1300)?;
+    // Without DF a larger packet still goes: the kernel fragments.
+    udp::echo(from.ns(), to.ip(), 2000)?;
+    cluster.publish()
 }
 
 fn small_mtu(_: &mut Cluster, _: &Notes) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -159,17 +159,19 @@ fn fill(address: &mut sockaddr_storage, to: IpAddr, port: u16) -> usize {
     }
 }
 
-fn source(address: &sockaddr_storage) -> Option<IpAddr> {
+fn source(address: &sockaddr_storage) -> Option<SocketAddr> {
     match i32::from(address.ss_family) {
         libc::AF_INET => {
             // SAFETY: the family says that the kernel wrote a `sockaddr_in`, which a `sockaddr_storage` can hold.
             let v4 = unsafe { &*ptr::from_ref(address).cast::<libc::sockaddr_in>() };
-            Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr))))
+            let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            Some(SocketAddr::from((ip, u16::from_be(v4.sin_port))))
         }
         libc::AF_INET6 => {
             // SAFETY: as above, a `sockaddr_in6`.
             let v6 = unsafe { &*ptr::from_ref(address).cast::<libc::sockaddr_in6>() };
-            Some(IpAddr::V6(Ipv6Addr::from(v6.sin6_addr.s6_addr)))
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            Some(SocketAddr::from((ip, u16::from_be(v6.sin6_port))))
         }
         _ => None,
     }

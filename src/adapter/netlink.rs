@@ -16,7 +16,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, 
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 
-use super::nft::{Firewall, FirewallEvents};
+use super::nft::{self, Firewall, FirewallEvents};
 use super::tun::TunDevice;
 use crate::plan::{LinkState, Observed, Op, TunnelState};
 use crate::ports::{Kernel, KernelError, Watched};
@@ -158,7 +158,8 @@ impl Kernel for LinuxKernel {
         let tunnel = self.tunnel_state().await.map_err(fail)?;
         let firewall = self.firewall.observe().map_err(fail)?;
         self.watched = Some((watched.clone(), tunnel.as_ref().map(|tunnel| tunnel.link.index)));
-        Ok(Observed { external, tunnel, firewall })
+        let forward_drop = nft::forward_drop().map_err(fail)?;
+        Ok(Observed { external, tunnel, firewall, forward_drop })
     }
 
     async fn apply(&mut self, op: &Op) -> Result<(), KernelError> {

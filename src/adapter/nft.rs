@@ -17,7 +17,15 @@ use crate::ports::KernelError;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_DELCHAIN: u16 = 5;
 const NFPROTO_INET: u8 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NF_INET_FORWARD: u32 = 2;
+const NF_DROP: u32 = 0;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and `NFTA_RULE_TABLE` are all attribute 1.
 const NFTA_TABLE: u16 = 1;
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -131,30 +139,37 @@ fn table_digest() -> Result<Option<u64>> {
 
 /// Hashes the objects of our table; how many there were, or `None` when the dump was interrupted.
 fn dump(message: u16, hasher: &mut DefaultHasher) -> Result<Option<usize>> {
+    let (mut found, mut intact) = (0, true);
+    dump_each(&request(message, NFPROTO_INET), |part| {
+        intact &= part.flags & NLM_F_DUMP_INTR == 0;
+        if concerns_us(part.payload) {
+            hasher.write(part.payload);
+            found += 1;
+        }
+    })?;
+    Ok(intact.then_some(found))
+}
+
+/// Sends a request and hands over each object of the answer.
+fn dump_each(request: &[u8], mut each: impl FnMut(&Part<'_>)) -> Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER).context("no netfilter netlink socket")?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(message), 0)?;
-    let (mut found, mut intact) = (0, true);
+    socket.send(request, 0)?;
     loop {
         let (buffer, _) = socket.recv_from_full()?;
         for part in messages(&buffer) {
-            intact &= part.flags & NLM_F_DUMP_INTR == 0;
             match part.kind {
-                NLMSG_DONE => return Ok(intact.then_some(found)),
-                // No nf_tables, or no such table: either way nothing of ours stands. Installing says more.
-                NLMSG_ERROR => return Ok(Some(0)),
-                _ if concerns_us(part.payload) => {
-                    hasher.write(part.payload);
-                    found += 1;
-                }
-                _ => {}
+                // An error means no nf_tables, or no such table: either way there is nothing. Installing says more.
+                NLMSG_DONE | NLMSG_ERROR => return Ok(()),
+                _ => each(&part),
             }
         }
     }
 }
 
-fn request(message: u16) -> Vec<u8> {
+/// A dump request for our table in `family`, or for everything when that is 0.
+fn request(message: u16, family: u8) -> Vec<u8> {
     let name = [FIREWALL_TABLE.as_bytes(), b"\0"].concat();
     let attribute = 4 + name.len();
     let padded = attribute.next_multiple_of(4);
@@ -164,7 +179,12 @@ fn request(message: u16) -> Vec<u8> {
     bytes.extend((NFNL_SUBSYS_NFTABLES << 8 | message).to_ne_bytes());
     bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     bytes.extend([0; 8]);
-    bytes.extend([NFPROTO_INET, 0, 0, 0]);
+    bytes.extend([family, 0, 0, 0]);
+    if family == 0 {
+        let total = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&total.to_ne_bytes());
+        return bytes;
+    }
     bytes.extend((attribute as u16).to_ne_bytes());
     bytes.extend(NFTA_TABLE.to_ne_bytes());
     bytes.extend(name);
@@ -193,22 +213,67 @@ fn messages(buffer: &[u8]) -> impl Iterator<Item = Part<'_>> {
     })
 }
 
+/// The attributes of a message or of a nested attribute: kind and value.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let &[l0, l1, t0, t1] = bytes.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        // The two upper bits say "nested" and "network byte order".
+        Some((u16::from_ne_bytes([t0, t1]) & 0x3fff, value))
+    })
+}
+
+fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+fn text(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value.strip_suffix(b"\0")?).ok()
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
 /// Whether a table, chain or rule message speaks of our table in family inet.
 fn concerns_us(payload: &[u8]) -> bool {
-    let Some((header, mut attributes)) = payload.split_at_checked(NFGENMSG) else { return false };
-    if header[0] != NFPROTO_INET {
-        return false;
-    }
-    while let Some(&[l0, l1, t0, t1]) = attributes.first_chunk::<4>() {
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let kind = u16::from_ne_bytes([t0, t1]) & 0x3fff;
-        let Some(value) = attributes.get(4..length) else { return false };
-        if kind == NFTA_TABLE {
-            return value.strip_suffix(b"\0") == Some(FIREWALL_TABLE.as_bytes());
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    false
+    let Some((header, rest)) = payload.split_at_checked(NFGENMSG) else { return false };
+    header[0] == NFPROTO_INET && attribute(rest, NFTA_TABLE).and_then(text) == Some(FIREWALL_TABLE)
+}
+
+/// Whether a message is about a chain that hangs in the kernel's packet path.
+fn is_base_chain(part: &Part<'_>) -> bool {
+    part.kind & 0xff <= NFT_MSG_DELCHAIN
+        && part.payload.get(NFGENMSG..).is_some_and(|rest| attribute(rest, NFTA_CHAIN_HOOK).is_some())
+}
+
+/// A chain of somebody else that drops forwarded packets unless one of its rules takes them, by name.
+///
+/// An `accept` in our table cannot overrule it: nftables asks every chain of a hook.
+pub fn forward_drop() -> Result<Option<String>> {
+    let mut found = None;
+    // Family 0 asks for all.
+    dump_each(&request(NFT_MSG_GETCHAIN, 0), |part| {
+        found = found.take().or_else(|| drops_forwarded(part.payload));
+    })?;
+    Ok(found)
+}
+
+fn drops_forwarded(payload: &[u8]) -> Option<String> {
+    let (header, rest) = payload.split_at_checked(NFGENMSG)?;
+    let family = match header[0] {
+        NFPROTO_INET => "inet",
+        NFPROTO_IPV4 => "ip",
+        _ => return None,
+    };
+    let hook = attribute(rest, NFTA_CHAIN_HOOK)?;
+    let forward = attribute(hook, NFTA_HOOK_HOOKNUM).and_then(number) == Some(NF_INET_FORWARD);
+    let drop = attribute(rest, NFTA_CHAIN_POLICY).and_then(number) == Some(NF_DROP);
+    let (table, chain) = (attribute(rest, NFTA_TABLE)?, attribute(rest, NFTA_CHAIN_NAME)?);
+    (forward && drop)
+        .then(|| format!("{family} {} {}", text(table).unwrap_or("?"), text(chain).unwrap_or("?")))
 }
 
 /// Hears about every change of nftables on this machine.
@@ -226,12 +291,16 @@ impl FirewallEvents {
         Ok(Self { socket })
     }
 
-    /// Waits for a change to our table. A lost event counts as one.
+    /// Waits for a change to our table, or to a chain that packets pass. A lost event counts as one.
     pub async fn changed(&mut self) {
         use netlink_sys::AsyncSocketExt as _;
         loop {
             match self.socket.recv_from_full().await {
-                Ok((buffer, _)) if messages(&buffer).any(|part| concerns_us(part.payload)) => return,
+                Ok((buffer, _))
+                    if messages(&buffer).any(|part| concerns_us(part.payload) || is_base_chain(&part)) =>
+                {
+                    return;
+                }
                 Ok(_) => {}
                 // ENOBUFS: the kernel could not keep up with telling us.
                 Err(_) => return,

@@ -16,7 +16,7 @@ use crate::adapter::file;
 use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::NetConf;
+use crate::config::netconf::{BackendConf, NetConf};
 use crate::dataplane::Shared;
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
@@ -59,7 +59,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(node: String, source: String, args: DaemonArgs, conf: NetConf) -> Result<Self> {
-        let shared = Shared::new(conf.source_check);
+        let BackendConf::Udp { port } = conf.backend;
+        let shared = Shared::new(conf.source_check, port);
         let mut index = LeaseIndex::new(IndexConfig {
             own_node: node.clone(),
             networks: conf.networks(),
@@ -288,6 +289,7 @@ impl State {
             warn!("the kernel is not as it should be: {text}");
         }
         self.health.borrow_mut().kernel_trouble = trouble;
+        self.note_forward(pass.forward_drop.as_deref());
         if let Some(desired) = &pass.desired {
             self.follow_mtu(desired.tunnel.mtu);
         }
@@ -298,6 +300,25 @@ impl State {
         let first = !std::mem::replace(&mut self.health.borrow_mut().applied, true);
         self.check_own_node();
         first
+    }
+
+    /// nftables cannot overrule somebody else's DROP, so it has to be said.
+    fn note_forward(&self, chain: Option<&str>) {
+        let text = chain.map(|chain| {
+            let networks: Vec<String> = self.conf.networks().iter().map(ToString::to_string).collect();
+            format!(
+                "chain {chain} drops forwarded packets unless a rule of its own accepts them (FORWARD policy DROP): \
+                 if pods cannot reach each other, accept {} there",
+                networks.join(" and ")
+            )
+        });
+        let mut health = self.health.borrow_mut();
+        if health.forward_trouble != text {
+            if let Some(text) = &text {
+                warn!("{text}");
+            }
+            health.forward_trouble = text;
+        }
     }
 
     fn follow_mtu(&self, mtu: u32) {

@@ -27,6 +27,7 @@ pub struct Shared {
     fib: ArcSwap<Fib>,
     stop: AtomicBool,
     check: SourceCheck,
+    port: u16,
     /// Counters of tunnel device to UDP.
     pub tx: Lane,
     /// Counters of UDP to tunnel device.
@@ -34,12 +35,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// An empty table: everything is dropped and counted until [`Shared::publish`].
-    pub fn new(check: SourceCheck) -> Arc<Self> {
+    /// An empty table: everything is dropped and counted until [`Shared::publish`]. `port` is the UDP port that all
+    /// nodes send from and to.
+    pub fn new(check: SourceCheck, port: u16) -> Arc<Self> {
         Arc::new(Self {
             fib: ArcSwap::from_pointee(Fib::default()),
             stop: AtomicBool::new(false),
             check,
+            port,
             tx: Lane::default(),
             rx: Lane::default(),
         })

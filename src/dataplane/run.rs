@@ -1,6 +1,7 @@
 //! The two loops.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use encap::{DropReason, Fib, IcmpCause, Inbound, IpPacket, Outbound, RateLimit};
 
@@ -78,7 +79,7 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
 fn admit(shared: &Shared, fib: &Fib, slot: usize, received: &Received, payload: &[u8]) -> Option<Transmit> {
     let lane = &shared.rx;
     let verdict = match received.from {
-        Some(from) if !received.truncated => encap::inbound(fib, shared.check, from, payload),
+        Some(from) if !received.truncated => encap::inbound(fib, shared.check, sender(shared, from), payload),
         Some(_) => Inbound::Drop { reason: DropReason::Truncated },
         None => Inbound::Drop { reason: DropReason::UnknownSender },
     };
@@ -92,11 +93,19 @@ fn admit(shared: &Shared, fib: &Fib, slot: usize, received: &Received, payload: 
         Inbound::Drop { reason } => {
             lane.dropped(reason);
             if let Some(from) = received.from {
-                lane.refused(reason, from);
+                lane.refused(reason, from.ip());
             }
             None
         }
     }
+}
+
+/// The address that a datagram is judged by.
+///
+/// Nodes send from the tunnel's own port, as flannel does. A pod that writes to the port of another node leaves its
+/// own node masqueraded, with that node's address but not with that port, which only the daemon there can have.
+fn sender(shared: &Shared, from: SocketAddr) -> IpAddr {
+    if from.port() == shared.port { from.ip() } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) }
 }
 
 impl Lane {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use encap::{DropReason, Fib, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
 use etherparse::PacketBuilder;
@@ -11,10 +11,12 @@ use etherparse::PacketBuilder;
 use super::*;
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
+const PORT: u16 = 8285;
+
 /// One side of a data path, fed and emptied by a test.
 #[derive(Default)]
 struct Side {
-    inbox: VecDeque<(Vec<u8>, Option<IpAddr>)>,
+    inbox: VecDeque<(Vec<u8>, Option<SocketAddr>)>,
     outbox: Vec<(Vec<u8>, Option<IpAddr>)>,
     refuse: Option<DropReason>,
     broken: bool,
@@ -85,7 +87,7 @@ fn table(own: u8) -> Fib {
 }
 
 fn shared(own: u8) -> Arc<Shared> {
-    let shared = Shared::new(SourceCheck::Enforce);
+    let shared = Shared::new(SourceCheck::Enforce, PORT);
     shared.publish(table(own));
     shared
 }
@@ -105,6 +107,10 @@ fn send(shared: &Shared, packets: &[Vec<u8>]) -> (Side, Side) {
 }
 
 fn receive(shared: &Shared, from: IpAddr, datagrams: Vec<Vec<u8>>) -> Side {
+    receive_from(shared, SocketAddr::new(from, PORT), datagrams)
+}
+
+fn receive_from(shared: &Shared, from: SocketAddr, datagrams: Vec<Vec<u8>>) -> Side {
     let inbox = datagrams.into_iter().map(|datagram| (datagram, Some(from))).collect();
     let (mut udp, mut tun) = (Side { inbox, ..Side::default() }, Side::default());
     decapsulate(shared, &mut udp, &mut tun).unwrap();
@@ -185,8 +191,17 @@ fn strangers_and_impostors_are_dropped() {
 }
 
 #[test]
+fn a_pod_behind_its_nodes_masquerading_is_a_stranger() {
+    let b = shared(2);
+    let honest = udp_packet(pod(1, 3), pod(2, 5), 10);
+    assert!(receive_from(&b, SocketAddr::new(node(1), 40_123), vec![honest]).outbox.is_empty());
+    assert_eq!(b.rx.drops(DropReason::UnknownSender), 1);
+    assert_eq!(b.rx.last_refused(), Some(node(1)));
+}
+
+#[test]
 fn count_mode_delivers_and_flags() {
-    let b = Shared::new(SourceCheck::Count);
+    let b = Shared::new(SourceCheck::Count, PORT);
     b.publish(table(2));
     let tun = receive(&b, node(1), vec![udp_packet(pod(3, 3), pod(2, 5), 10)]);
     assert_eq!(tun.outbox.len(), 1);

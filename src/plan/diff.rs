@@ -51,6 +51,8 @@ pub struct Observed {
     pub tunnel: Option<TunnelState>,
     /// Our firewall table.
     pub firewall: FirewallState,
+    /// A chain of somebody else that drops forwarded packets by default, by name.
+    pub forward_drop: Option<String>,
 }
 
 /// One step. Devices are named, not numbered: a step may follow the one that creates its device.
@@ -316,7 +318,7 @@ mod tests {
         #[test]
         fn one_pass_converges_and_the_next_does_nothing(tunnel in tunnel_states(), firewall in firewalls()) {
             let before = tunnel.clone();
-            let mut state = Observed { external: None, tunnel, firewall };
+            let mut state = Observed { external: None, tunnel, firewall, forward_drop: None };
             for op in diff(&want(), &state) {
                 apply(&mut state, &op);
             }

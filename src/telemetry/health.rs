@@ -20,6 +20,8 @@ pub struct Health {
     pub refused: usize,
     /// Peers of another backend type.
     pub mismatched: usize,
+    /// A chain of somebody else that drops forwarded packets by default, and what to do about it.
+    pub forward_trouble: Option<String>,
     /// The kernel held everything that it should at least once.
     pub applied: bool,
     /// Why the kernel does not hold what it should.
@@ -53,11 +55,12 @@ impl Health {
         if !self.applied {
             return Readiness::NotReady("the kernel is not programmed yet".into());
         }
-        let mut worries: Vec<String> = [&self.own_trouble, &self.source_trouble, &self.publish_trouble]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let mut worries: Vec<String> =
+            [&self.own_trouble, &self.source_trouble, &self.publish_trouble, &self.forward_trouble]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect();
         if self.refused > 0 {
             worries.push(format!("{} refused (see `flanneld routes`)", nodes(self.refused)));
         }
