@@ -160,22 +160,6 @@ fn the_daemon_can_do_its_work_and_no_more() -> Result<()> {
 }
 
 #[test]
-fn pod_routes_need_one_more_role() -> Result<()> {
-    // A server of its own: what the role allows must not leak into the tests above.
-    let server = ApiServer::start(Options::default())?;
-    let list = |server: &ApiServer| {
-        server.call_as(Access::Daemon, |client| async move {
-            Api::<Pod>::all(client).list(&ListParams::default()).await
-        })
-    };
-    assert_eq!(list(&server).err().as_ref().and_then(refused_with), Some(403));
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/pod-routes-rbac.yml");
-    server.kubectl(&["apply", "--server-side", "-f", manifest])?;
-    // The authorizer learns of a new role by a watch of its own.
-    until("the role works", || Ok(list(&server).is_ok()))
-}
-
-#[test]
 fn each_kind_of_client_meets_its_own_answer() -> Result<()> {
     let server = shared()?;
     let error = |access: Access| -> Result<anyhow::Error> {
