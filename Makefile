@@ -68,8 +68,8 @@ image: ## build the container image with docker, podman or buildah
 	set -x; "$$tool" build -f manifests/Dockerfile -t $(IMAGE) .
 
 install: ## flanneld into PREFIX/bin (/usr/local)
-	$(CARGO) build --profile dist -p loden --bin flanneld
-	install -D -m 0755 $(TARGET)/dist/flanneld $(DESTDIR)$(PREFIX)/bin/flanneld
+	$(CARGO) build --release -p loden --bin flanneld
+	install -D -s -m 0755 $(TARGET)/release/flanneld $(DESTDIR)$(PREFIX)/bin/flanneld
 
 cleanup: ## remove what a stopped flanneld left in this machine's kernel
 	$(CARGO) build --release -p loden --bin flanneld
