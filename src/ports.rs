@@ -9,12 +9,12 @@ use encap::{DropReason, PeerId};
 use thiserror::Error;
 
 use crate::lease::NodeFacts;
-use crate::plan::{Desired, Observed, Op};
+use crate::plan::{Observed, Op};
 
 /// The kernel's configuration: links, addresses, routes, firewall.
 pub trait Kernel {
-    /// Reads what the kernel holds now of everything that `desired` speaks of.
-    fn observe(&mut self, desired: &Watched) -> impl Future<Output = Result<Observed, KernelError>>;
+    /// Reads what the kernel holds now of what is watched.
+    fn observe(&mut self, watched: &Watched) -> impl Future<Output = Result<Observed, KernelError>>;
 
     /// Carries out one step.
     fn apply(&mut self, op: &Op) -> impl Future<Output = Result<(), KernelError>>;
@@ -31,13 +31,6 @@ pub struct Watched {
     pub external: u32,
     /// Name of the tunnel device.
     pub tunnel: String,
-}
-
-impl Watched {
-    /// The objects that `desired` speaks of, and the external interface.
-    pub fn new(external: u32, desired: &Desired) -> Self {
-        Self { external, tunnel: desired.tunnel.name.clone() }
-    }
 }
 
 /// A kernel step that failed.

@@ -142,6 +142,12 @@ impl State {
     }
 
     fn adopt(&self, change: &Change, since: Option<Instant>) {
+        // Most events of a real cluster are heartbeats of nodes that stay as they are: nothing is walked for them.
+        // Without an own lease everything is looked at, so that the reason for waiting is the present one.
+        if !change.snapshot && self.has_own_lease() {
+            self.check_own_node();
+            return;
+        }
         *self.snapshot.borrow_mut() = self.index.borrow_mut().snapshot();
         self.adopt_own();
         if change.moves_packets() {

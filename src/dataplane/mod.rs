@@ -17,8 +17,8 @@ use encap::{Fib, PeerId, SourceCheck};
 pub use counters::{BATCH_BOUNDS, Lane, PeerTotals};
 pub use run::{decapsulate, encapsulate};
 
-/// Packets per batch. With 64, the system call's fixed cost is below 2 % of a packet's and a batch still fits
-/// into the level-1 cache as far as it is read.
+/// Packets per batch: enough that the fixed cost of a system call is shared by many, few enough that what is read of
+/// a batch, the heads of its packets, stays in the level-1 cache.
 pub const BATCH: usize = 64;
 
 /// Everything that the data path and the control plane share.
@@ -60,11 +60,6 @@ impl Shared {
             self.rx.reserve(highest);
         }
         self.fib.store(Arc::new(fib));
-    }
-
-    /// The table in force.
-    pub fn fib(&self) -> Arc<Fib> {
-        self.fib.load_full()
     }
 
     /// Tells both threads to return after the batch at hand; whoever calls this also wakes them.
