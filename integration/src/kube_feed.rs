@@ -94,7 +94,7 @@ impl LeaseFeed for KubeFeed {
             match self.published.get(name) {
                 Some(known) if known == node => {}
                 Some(known) => self.change(known, node)?,
-                None => drop(self.server.create_node(&spec(node))?),
+                None => drop(self.server.create_node(&node.clone().into())?),
             }
         }
         self.published = wanted;
@@ -107,11 +107,9 @@ impl LeaseFeed for KubeFeed {
     }
 }
 
-fn spec(node: &NodeManifest) -> NodeSpec {
-    NodeSpec {
-        name: node.name.clone(),
-        pod_cidrs: node.pod_cidrs.clone(),
-        internal_ips: node.internal_ips.clone(),
-        annotations: node.annotations.clone(),
+impl From<NodeManifest> for NodeSpec {
+    fn from(node: NodeManifest) -> Self {
+        let NodeManifest { name, pod_cidrs, internal_ips, annotations } = node;
+        Self { name, pod_cidrs, internal_ips, annotations }
     }
 }

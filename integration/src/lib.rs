@@ -8,7 +8,7 @@
 //!
 //! Read in this order: [`lab`] (what this process may do), [`netns`] (a namespace is a file descriptor, so nothing
 //! outlives the process, however it ends), [`topology`] (the picture above), [`daemon`] (one flanneld),
-//! [`probe`] (what pods do to each other), [`suite`] (how a test file runs).
+//! [`probe`] (what pods do to each other), [`suite`] (how a test file runs), [`fixture`] (what many of them begin with).
 
 #![expect(
     clippy::disallowed_methods,
@@ -17,6 +17,7 @@
 
 pub mod apiserver;
 pub mod daemon;
+pub mod fixture;
 pub mod handmade;
 pub mod kube_feed;
 pub mod lab;

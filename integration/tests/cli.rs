@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use integration::daemon::binary;
+use integration::fixture::Two;
 use integration::netns::Netns;
 use integration::probe::udp;
-use integration::suite::{Notes, Setup, Suite};
-use integration::topology::{Cluster, Node};
+use integration::suite::{Notes, Suite};
+use integration::topology::Node;
 use integration::wait;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -25,34 +26,19 @@ fn main() -> ExitCode {
         .main()
 }
 
-/// Two nodes with a pod each.
-struct Two(Cluster);
-
-impl Setup for Two {
-    fn build() -> Result<Self> {
-        Ok(Self(Cluster::builder().nodes(2).pods_per_node(1).start()?))
-    }
-
-    fn explain(&self) -> String {
-        self.0.logs()
-    }
+fn node(two: &Two) -> Result<&Node> {
+    two.0.node("n1")
 }
 
-impl Two {
-    fn node(&self) -> Result<&Node> {
-        self.0.node("n1")
-    }
-
-    /// Ten echoes of 100 bytes each way.
-    fn talk(&self) -> Result<()> {
-        let (from, to) = (self.0.pod("n1.a")?, self.0.pod("n2.a")?);
-        (0..10).try_for_each(|_| udp::echo(from.ns(), to.ip(), 100).map(|_| ()))
-    }
+/// Ten echoes of 100 bytes each way.
+fn talk(two: &Two) -> Result<()> {
+    let (from, to) = (two.0.pod("n1.a")?, two.0.pod("n2.a")?);
+    (0..10).try_for_each(|_| udp::echo(from.ns(), to.ip(), 100).map(|_| ()))
 }
 
 fn table(two: &mut Two, _: &Notes) -> Result<()> {
-    two.talk()?;
-    let text = two.node()?.flanneld(&["routes"])?.run()?;
+    talk(two)?;
+    let text = node(two)?.flanneld(&["routes"])?.run()?;
     ensure!(!text.contains('\u{1b}'), "colour in a pipe: {text}");
     for part in ["n1", "n2", "192.168.77.2", "10.244.2.0/24", "active", "flannel0", "1472", "udp"] {
         ensure!(text.contains(part), "`{part}` is missing in\n{text}");
@@ -61,9 +47,9 @@ fn table(two: &mut Two, _: &Notes) -> Result<()> {
 }
 
 fn json(two: &mut Two, _: &Notes) -> Result<()> {
-    let peer = || two.node()?.route("n2")?.context("no row for n2");
+    let peer = || node(two)?.route("n2")?.context("no row for n2");
     let before = peer()?;
-    two.talk()?;
+    talk(two)?;
     let after = wait::until("the counters have grown", || {
         let row = peer()?;
         let grown = |way: &str| Some(row[way]["packets"].as_u64()? - before[way]["packets"].as_u64()?);
@@ -83,7 +69,7 @@ fn json(two: &mut Two, _: &Notes) -> Result<()> {
 }
 
 fn log_level(two: &mut Two, _: &Notes) -> Result<()> {
-    let node = two.node()?;
+    let node = node(two)?;
     let daemon = node.daemon()?;
     node.flanneld(&["log-level", "debug"])?.run()?;
     daemon.wait_log("log level changed")?;
@@ -113,7 +99,7 @@ fn json_log(two: &mut Two, _: &Notes) -> Result<()> {
 }
 
 fn http(two: &mut Two, _: &Notes) -> Result<()> {
-    let daemon = two.node()?.daemon()?;
+    let daemon = node(two)?.daemon()?;
     let healthy = daemon.get("/healthz")?;
     ensure!((healthy.status, healthy.body.as_str()) == (200, "flanneld is running"), "{healthy:?}");
     let ready = daemon.get("/readyz")?;
@@ -123,9 +109,9 @@ fn http(two: &mut Two, _: &Notes) -> Result<()> {
 }
 
 fn metrics(two: &mut Two, _: &Notes) -> Result<()> {
-    let daemon = two.node()?.daemon()?;
+    let daemon = node(two)?.daemon()?;
     let before = daemon.metrics()?;
-    two.talk()?;
+    talk(two)?;
     let after = daemon.metrics()?;
     let grown = |name: &str, way: &str| {
         after.sum(name, &[("direction", way)]) - before.sum(name, &[("direction", way)])

@@ -1,16 +1,11 @@
 //! What becomes of a running daemon when the API server goes away, refuses it, forgets, or is an old one.
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::apiserver::{ApiServer, Etcd, NodeSpec, Options, Request, SHIPPED_MANIFEST};
-use integration::kube_feed::{KubeFeed, annotated, key};
-use integration::nodes_file::NodeManifest;
-use integration::probe::loss::LossCounter;
-use integration::suite::{Notes, Setup, Suite};
-use integration::topology::Cluster;
+use integration::apiserver::{Etcd, NodeSpec, Options, Request, SHIPPED_MANIFEST};
+use integration::fixture::Kube;
+use integration::suite::{Notes, Suite};
 use integration::wait::{self, human};
 use nix::sys::signal::Signal;
 
@@ -30,82 +25,16 @@ fn main() -> ExitCode {
         .main()
 }
 
-/// Two real nodes on an API server.
-struct Kube {
-    cluster: Cluster,
-    server: Arc<ApiServer>,
+fn restarts(kube: &Kube, reason: &str) -> Result<f64> {
+    let labels: &[(&str, &str)] = if reason.is_empty() { &[] } else { &[("reason", reason)] };
+    kube.metric("loden_watch_restarts_total", labels)
 }
 
-impl Setup for Kube {
-    fn build() -> Result<Self> {
-        Self::on(Etcd::Current)
-    }
-
-    fn explain(&self) -> String {
-        self.cluster.logs()
-    }
-}
-
-impl Kube {
-    fn on(etcd: Etcd) -> Result<Self> {
-        let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).build()?;
-        let server = KubeFeed::install(&mut cluster, Options { etcd, ..Options::default() })?;
-        cluster.start_daemons()?;
-        cluster.attach_pods()?;
-        cluster.node("n1")?.wait_lease("n2")?;
-        cluster.node("n2")?.wait_lease("n1")?;
-        Ok(Self { cluster, server })
-    }
-
-    /// Creates a peer that nobody runs.
-    fn create(&self, number: u8) -> Result<String> {
-        let node = annotated(NodeManifest {
-            name: format!("fake{number}"),
-            pod_cidrs: vec![format!("10.244.{number}.0/24")],
-            internal_ips: vec![[192, 168, 99, number].into()],
-            annotations: Vec::new(),
-        });
-        let name = node.name.clone();
-        let spec = NodeSpec {
-            name: node.name,
-            pod_cidrs: node.pod_cidrs,
-            internal_ips: node.internal_ips,
-            annotations: node.annotations,
-        };
-        self.server.create_node(&spec)?;
-        Ok(name)
-    }
-
-    fn wait_gone(&self, peer: &str) -> Result<Duration> {
-        let node = self.cluster.node("n1")?;
-        wait::until_true(&format!("{peer} is gone"), || Ok(node.route(peer)?.is_none()))
-    }
-
-    fn wait_body(&self, parts: &[&str]) -> Result<Duration> {
-        let daemon = self.cluster.node("n1")?.daemon()?;
-        wait::until_true(&format!("{parts:?} in /readyz"), || {
-            let answer = daemon.get("/readyz")?;
-            Ok(answer.status == 200 && parts.iter().all(|part| answer.body.contains(part)))
-        })
-        .with_context(|| format!("/readyz says {:?}", daemon.get("/readyz").map(|answer| answer.body)))
-    }
-
-    fn restarts(&self, reason: &str) -> Result<f64> {
-        let labels: &[(&str, &str)] = if reason.is_empty() { &[] } else { &[("reason", reason)] };
-        Ok(self.cluster.node("n1")?.daemon()?.metrics()?.sum("loden_watch_restarts_total", labels))
-    }
-
-    fn traffic(&self) -> Result<LossCounter> {
-        let (from, to) = (self.cluster.pod("n1.a")?, self.cluster.pod("n2.a")?);
-        LossCounter::start(from.ns(), to.ip(), Duration::from_millis(5))
-    }
-
-    /// The daemons' requests for Nodes so far.
-    fn reads(&self) -> Result<Vec<Request>> {
-        let mut requests = self.server.requests_of(DAEMON)?;
-        requests.retain(|request| request.verb != "patch");
-        Ok(requests)
-    }
+/// The daemons' requests for Nodes so far.
+fn reads(kube: &Kube) -> Result<Vec<Request>> {
+    let mut requests = kube.server.requests_of(DAEMON)?;
+    requests.retain(|request| request.verb != "patch");
+    Ok(requests)
 }
 
 fn whole(request: &Request) -> bool {
@@ -115,13 +44,13 @@ fn whole(request: &Request) -> bool {
 /// Breaks the connection of n1's daemon: what it sends to the server is answered with a reset, and the server's news of
 /// a new peer makes it send. Returns that peer.
 fn cut(kube: &Kube, number: u8) -> Result<String> {
-    let restarts = kube.restarts("")?;
+    let before = restarts(kube, "")?;
     kube.cluster.node("n1")?.ns().nft(
         "table ip lab_cut { chain out { type filter hook output priority 0;\n\
          tcp dport 6443 reject with tcp reset\n}\n}",
     )?;
     let unseen = kube.create(number)?;
-    wait::until_true("the watch breaks", || Ok(kube.restarts("")? > restarts))?;
+    wait::until_true("the watch breaks", || Ok(restarts(kube, "")? > before))?;
     Ok(unseen)
 }
 
@@ -130,7 +59,7 @@ fn mend(kube: &Kube) -> Result<()> {
 }
 
 fn resumes(kube: &mut Kube, notes: &Notes) -> Result<()> {
-    let before = kube.reads()?.len();
+    let before = reads(kube)?.len();
     let unseen = cut(kube, 120)?;
     kube.wait_body(&["degraded: Kubernetes API at https://192.168.77.254:6443"])?;
     let late = kube.create(121)?;
@@ -139,7 +68,7 @@ fn resumes(kube: &mut Kube, notes: &Notes) -> Result<()> {
     notes.took("after a broken connection, a change is applied after", node.wait_lease(&late)?);
     node.wait_lease(&unseen)?;
     kube.wait_body(&["flanneld is ready"])?;
-    let reads = kube.reads()?;
+    let reads = reads(kube)?;
     let fresh = &reads[before..];
     ensure!(!fresh.is_empty() && !fresh.iter().any(whole), "resumed by {fresh:?}");
     kube.server.delete_node(&late)?;
@@ -153,7 +82,7 @@ fn outage(kube: &mut Kube, notes: &Notes) -> Result<()> {
     kube.server.kill();
     notes.took("an outage is named after", kube.wait_body(&["degraded: ", "connection refused", "6443"])?);
     let daemon = kube.cluster.node("n1")?.daemon()?;
-    ensure!(kube.restarts("refused")? >= 1.0);
+    ensure!(restarts(kube, "refused")? >= 1.0);
     let metrics = daemon.metrics()?;
     ensure!(metrics.sum("loden_lease_source_up", &[]) == 0.0 && metrics.sum("loden_leases", &[]) == 2.0);
     ensure!(metrics.sum("loden_api_last_contact_timestamp_seconds", &[]) > 1.7e9);
@@ -177,7 +106,7 @@ fn forgotten(kube: &mut Kube, notes: &Notes) -> Result<()> {
     let deleted = kube.create(140)?;
     let node = kube.cluster.node("n1")?;
     node.wait_lease(&deleted)?;
-    let expired = kube.restarts("expired")?;
+    let expired = restarts(kube, "expired")?;
     let unseen = cut(kube, 141)?;
     kube.server.delete_node(&deleted)?;
     let added = kube.create(142)?;
@@ -186,7 +115,7 @@ fn forgotten(kube: &mut Kube, notes: &Notes) -> Result<()> {
     notes.took("a map read anew is in force after", node.wait_lease(&added)?);
     node.wait_lease(&unseen)?;
     ensure!(node.route(&deleted)?.is_none(), "what was deleted meanwhile is still there");
-    ensure!(kube.restarts("expired")? > expired, "the server remembered");
+    ensure!(restarts(kube, "expired")? > expired, "the server remembered");
     kube.wait_body(&["flanneld is ready"])?;
     kube.server.delete_node(&added)?;
     kube.server.delete_node(&unseen)?;
@@ -200,7 +129,7 @@ fn role_taken_away(kube: &mut Kube, _: &Notes) -> Result<()> {
     // A watch that runs is not ended by that; the next one is refused.
     kube.server.restart()?;
     kube.wait_body(&["degraded: ", "403", "ClusterRoleBinding"])?;
-    ensure!(kube.restarts("forbidden")? >= 1.0);
+    ensure!(restarts(kube, "forbidden")? >= 1.0);
     kube.server.kubectl(&["apply", "--server-side", "-f", SHIPPED_MANIFEST])?;
     kube.wait_body(&["flanneld is ready"])?;
     let loss = traffic.stop()?;
@@ -227,7 +156,7 @@ fn restart_without(kube: &mut Kube, notes: &Notes) -> Result<()> {
 }
 
 fn old_etcd(_: &mut Kube, notes: &Notes) -> Result<()> {
-    let mut kube = Kube::on(Etcd::Debian34)?;
+    let kube = &mut Kube::on(Options { etcd: Etcd::Debian34, ..Options::default() })?;
     // More than a page, so that the second page is asked for as well.
     for number in 0..510_u16 {
         let name = format!("plain{number}");
@@ -242,9 +171,9 @@ fn old_etcd(_: &mut Kube, notes: &Notes) -> Result<()> {
     kube.cluster.start_daemon("n1")?;
     let took = kube.cluster.node_mut("n1")?.daemon_mut()?.wait_ready()?;
     notes.add(format!("start to ready with 513 Nodes in two pages: {}", human(took)));
-    let pages = kube.reads()?.iter().filter(|request| request.uri.contains("continue=")).count();
+    let pages = reads(kube)?.iter().filter(|request| request.uri.contains("continue=")).count();
     ensure!(pages == 1, "{pages} second pages were asked for");
-    kube.server.annotate_node(&name, &key("public-ip"), Some("192.168.99.151"))?;
+    kube.set(&name, "public-ip", Some("192.168.99.151"))?;
     let moved = || {
         let row = kube.cluster.node("n1")?.route(&name)?.context("no row")?;
         Ok(row["node_ip"] == "192.168.99.151")

@@ -1,19 +1,16 @@
 //! The map from a real API server: Nodes that come, change and go, with all that people can write into them.
 
-use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::apiserver::{ApiServer, NodeSpec, Options};
-use integration::handmade::Handmade;
-use integration::kube_feed::{KubeFeed, annotated, key};
+use integration::apiserver::NodeSpec;
+use integration::fixture::Kube;
+use integration::kube_feed::{annotated, key};
 use integration::nodes_file::NodeManifest;
 use integration::probe::reach;
 use integration::probe::udp::{self, Asker};
-use integration::suite::{Notes, Setup, Suite};
-use integration::topology::Cluster;
+use integration::suite::{Notes, Suite};
 use integration::wait;
 use serde_json::json;
 
@@ -32,93 +29,48 @@ fn main() -> ExitCode {
         .main()
 }
 
-/// Two real nodes on an API server, and two hand-made ones that are no Nodes yet.
-struct Kube {
-    cluster: Cluster,
-    server: Arc<ApiServer>,
-    first: Handmade,
-    second: Handmade,
+fn publish_with(kube: &mut Kube, node: NodeManifest) -> Result<()> {
+    let mut nodes = kube.cluster.manifests();
+    nodes.push(node);
+    kube.cluster.publish_only(&nodes)
 }
 
-impl Setup for Kube {
-    fn build() -> Result<Self> {
-        let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).build()?;
-        let server = KubeFeed::install(&mut cluster, Options::default())?;
-        cluster.start_daemons()?;
-        cluster.attach_pods()?;
-        cluster.node("n1")?.wait_lease("n2")?;
-        cluster.node("n2")?.wait_lease("n1")?;
-        let first = Handmade::plug(&mut cluster, 50)?;
-        let second = Handmade::plug(&mut cluster, 51)?;
-        Ok(Self { cluster, server, first, second })
-    }
-
-    fn explain(&self) -> String {
-        self.cluster.logs()
-    }
+/// Changes an annotation of the first hand-made node.
+fn set(kube: &Kube, name: &str, value: Option<&str>) -> Result<()> {
+    kube.set(&kube.first.name(), name, value)
 }
 
-impl Kube {
-    fn publish_with(&mut self, node: NodeManifest) -> Result<()> {
-        let mut nodes = self.cluster.manifests();
-        nodes.push(node);
-        self.cluster.publish_only(&nodes)
+/// The daemon says that something is refused, in words that hold each of `parts`.
+fn wait_refused(kube: &Kube, reason: &str, parts: &[&str]) -> Result<()> {
+    let refused = || kube.metric("loden_refused_nodes", &[("reason", reason)]);
+    wait::until_true(&format!("{reason} refused"), || Ok(refused()? == 1.0))?;
+    let daemon = kube.n1()?.daemon()?;
+    let log = daemon.log()?;
+    for part in parts {
+        ensure!(log.contains(part), "`{part}` is missing in the log:\n{log}");
     }
+    let answer = daemon.get("/readyz")?;
+    ensure!(answer.status == 200 && answer.body.starts_with("degraded: "), "{answer:?}");
+    still_connected(kube)
+}
 
-    /// Waits until what a pod sends to `to` arrives at `at`.
-    fn wait_traffic(&self, to: Ipv4Addr, at: &Handmade) -> Result<Duration> {
-        let asker = Asker::new(self.cluster.pod("n1.a")?.ns(), to)?;
-        wait::until_true(&format!("packets for {to} at {}", at.address), || {
-            let _ = asker.ask(b"hostname", Duration::from_millis(1));
-            Ok(at.pending()? > 0)
-        })
-    }
-
-    fn set(&self, name: &str, value: Option<&str>) -> Result<()> {
-        self.server.annotate_node(&self.first.name(), &key(name), value).map(drop)
-    }
-
-    fn refused(&self, reason: &str) -> Result<f64> {
-        Ok(self.cluster.node("n1")?.daemon()?.metrics()?.sum("loden_refused_nodes", &[("reason", reason)]))
-    }
-
-    /// The daemon says that something is refused, in words that hold each of `parts`.
-    fn wait_refused(&self, reason: &str, parts: &[&str]) -> Result<()> {
-        wait::until_true(&format!("{reason} refused"), || Ok(self.refused(reason)? == 1.0))?;
-        let daemon = self.cluster.node("n1")?.daemon()?;
-        let log = daemon.log()?;
-        for part in parts {
-            ensure!(log.contains(part), "`{part}` is missing in the log:\n{log}");
-        }
-        let answer = daemon.get("/readyz")?;
-        ensure!(answer.status == 200 && answer.body.starts_with("degraded: "), "{answer:?}");
-        self.still_connected()
-    }
-
-    fn still_connected(&self) -> Result<()> {
-        let answer = udp::ask(self.cluster.pod("n1.a")?.ns(), self.cluster.pod("n2.a")?.ip(), b"hostname")?;
-        ensure!(answer == b"n2.a");
-        Ok(())
-    }
-
-    /// Everything is accepted again.
-    fn wait_ready(&self) -> Result<()> {
-        let daemon = self.cluster.node("n1")?.daemon()?;
-        wait::until_true("ready without a worry", || Ok(daemon.get("/readyz")?.body == "flanneld is ready"))?;
-        Ok(())
-    }
+fn still_connected(kube: &Kube) -> Result<()> {
+    let answer = udp::ask(kube.cluster.pod("n1.a")?.ns(), kube.cluster.pod("n2.a")?.ip(), b"hostname")?;
+    ensure!(answer == b"n2.a");
+    Ok(())
 }
 
 fn connected(kube: &mut Kube, _: &Notes) -> Result<()> {
     for (from, to) in reach::pairs(&kube.cluster) {
         reach::check(from, to)?;
     }
-    kube.wait_ready()
+    kube.wait_ready()?;
+    Ok(())
 }
 
 fn unmanaged(kube: &mut Kube, _: &Notes) -> Result<()> {
     let before = kube.first.manifest();
-    kube.publish_with(before)?;
+    publish_with(kube, before)?;
     // A change that comes later and is seen proves that this one was seen, too.
     let mut both = kube.cluster.manifests();
     both.push(kube.first.manifest());
@@ -129,12 +81,13 @@ fn unmanaged(kube: &mut Kube, _: &Notes) -> Result<()> {
         kube.cluster.node("n1")?.route(&kube.first.name())?.is_none(),
         "a node without flanneld is a peer"
     );
-    kube.wait_ready()
+    kube.wait_ready()?;
+    Ok(())
 }
 
 fn added(kube: &mut Kube, notes: &Notes) -> Result<()> {
     let node = annotated(kube.first.manifest());
-    kube.publish_with(node)?;
+    publish_with(kube, node)?;
     notes.took("traffic to an annotated node after", kube.wait_traffic(kube.first.pod(7), &kube.first)?);
     let row = kube.cluster.node("n1")?.route(&kube.first.name())?.context("no row for the added node")?;
     ensure!(row["node_ip"] == "192.168.77.50" && row["prefixes"][0] == "10.244.50.0/24", "{row}");
@@ -142,9 +95,9 @@ fn added(kube: &mut Kube, notes: &Notes) -> Result<()> {
 }
 
 fn address_changed(kube: &mut Kube, notes: &Notes) -> Result<()> {
-    kube.set("public-ip", Some(&kube.second.address.to_string()))?;
+    set(kube, "public-ip", Some(&kube.second.address.to_string()))?;
     notes.took("traffic at a changed address after", kube.wait_traffic(kube.first.pod(7), &kube.second)?);
-    kube.set("public-ip", Some(&kube.first.address.to_string()))?;
+    set(kube, "public-ip", Some(&kube.first.address.to_string()))?;
     kube.wait_traffic(kube.first.pod(7), &kube.first)?;
     Ok(())
 }
@@ -161,16 +114,16 @@ fn malformed(kube: &mut Kube, _: &Notes) -> Result<()> {
         ("224.0.0.1", "unusable_address"),
         ("10.244.50.9", "unusable_address"),
     ] {
-        kube.set("public-ip", Some(value))?;
-        kube.wait_refused(reason, &["public-ip", "stays in force"])?;
+        set(kube, "public-ip", Some(value))?;
+        wait_refused(kube, reason, &["public-ip", "stays in force"])?;
         kube.wait_traffic(kube.first.pod(7), &kube.first).context("the last good state is kept")?;
-        kube.set("public-ip", Some(&good))?;
+        set(kube, "public-ip", Some(&good))?;
         kube.wait_ready()?;
     }
     for value in ["[]", "{\"MTU\":1}", "{"] {
-        kube.set("loden", Some(value))?;
-        kube.wait_refused("bad_capabilities", &["loden"])?;
-        kube.set("loden", None)?;
+        set(kube, "loden", Some(value))?;
+        wait_refused(kube, "bad_capabilities", &["loden"])?;
+        set(kube, "loden", None)?;
         kube.wait_ready()?;
     }
     let log = kube.cluster.node("n1")?.daemon()?.log()?;
@@ -182,38 +135,37 @@ fn claims(kube: &mut Kube, _: &Notes) -> Result<()> {
     let own = kube.cluster.node("n1")?.address().to_string();
     let other = kube.cluster.node("n2")?.address().to_string();
     for (address, reason) in [(own, "own_address"), (other, "duplicate_address")] {
-        kube.set("public-ip", Some(&address))?;
-        kube.wait_refused(reason, &[&address])?;
-        kube.set("public-ip", Some(&kube.first.address.to_string()))?;
+        set(kube, "public-ip", Some(&address))?;
+        wait_refused(kube, reason, &[&address])?;
+        set(kube, "public-ip", Some(&kube.first.address.to_string()))?;
         kube.wait_ready()?;
     }
     let thief = NodeSpec::new("thief", "10.244.2.0/24", [192, 168, 77, 99].into());
     let thief = thief.annotation(key("kube-subnet-manager"), "true").annotation(key("backend-type"), "");
     kube.server.create_node(&thief.annotation(key("public-ip"), "192.168.77.99"))?;
-    kube.wait_refused("overlap", &["thief", "n2"])?;
+    wait_refused(kube, "overlap", &["thief", "n2"])?;
     kube.server.delete_node("thief")?;
     kube.wait_ready()?;
-    kube.still_connected()
+    still_connected(kube)
 }
 
 fn not_managed_any_more(kube: &mut Kube, _: &Notes) -> Result<()> {
-    kube.set("kube-subnet-manager", None)?;
-    kube.wait_refused("unmanaged", &["kube-subnet-manager"])?;
+    set(kube, "kube-subnet-manager", None)?;
+    wait_refused(kube, "unmanaged", &["kube-subnet-manager"])?;
     kube.wait_traffic(kube.first.pod(7), &kube.first)?;
-    kube.set("kube-subnet-manager", Some("true"))?;
-    kube.wait_ready()
+    set(kube, "kube-subnet-manager", Some("true"))?;
+    kube.wait_ready()?;
+    Ok(())
 }
 
 fn mismatch(kube: &mut Kube, _: &Notes) -> Result<()> {
-    kube.set("backend-type", Some("vxlan"))?;
-    let node = kube.cluster.node("n1")?;
-    wait::until_true("a mismatch", || {
-        Ok(node.daemon()?.metrics()?.sum("loden_backend_mismatches", &[]) == 1.0)
-    })?;
-    kube.still_connected()?;
-    kube.set("backend-type", Some(""))?;
+    set(kube, "backend-type", Some("vxlan"))?;
+    wait::until_true("a mismatch", || Ok(kube.metric("loden_backend_mismatches", &[])? == 1.0))?;
+    still_connected(kube)?;
+    set(kube, "backend-type", Some(""))?;
     kube.wait_traffic(kube.first.pod(7), &kube.first)?;
-    kube.wait_ready()
+    kube.wait_ready()?;
+    Ok(())
 }
 
 fn removed(kube: &mut Kube, notes: &Notes) -> Result<()> {

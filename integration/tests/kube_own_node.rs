@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::apiserver::{Access, ApiServer, Options};
-use integration::kube_feed::{KubeFeed, key};
+use integration::apiserver::Access;
+use integration::daemon::Launch;
+use integration::fixture::Kube;
+use integration::kube_feed::key;
 use integration::nodes_file::NodeManifest;
-use integration::suite::{Notes, Setup, Suite};
-use integration::topology::Cluster;
+use integration::suite::{Notes, Suite};
 use integration::wait;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -30,70 +30,45 @@ fn main() -> ExitCode {
         .main()
 }
 
-/// Two real nodes on an API server.
-struct Kube {
-    cluster: Cluster,
-    server: Arc<ApiServer>,
+fn written(kube: &Kube) -> Result<BTreeMap<String, String>> {
+    Ok(kube.server.node("n1")?.metadata.annotations.unwrap_or_default())
 }
 
-impl Setup for Kube {
-    fn build() -> Result<Self> {
-        let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).build()?;
-        let server = KubeFeed::install(&mut cluster, Options::default())?;
-        cluster.start_daemons()?;
-        cluster.attach_pods()?;
-        cluster.node("n2")?.wait_lease("n1")?;
-        Ok(Self { cluster, server })
-    }
-
-    fn explain(&self) -> String {
-        self.cluster.logs()
-    }
+fn annotation(kube: &Kube, name: &str) -> Result<Option<String>> {
+    Ok(written(kube)?.remove(&key(name)))
 }
 
-impl Kube {
-    fn annotations(&self) -> Result<BTreeMap<String, String>> {
-        Ok(self.server.node("n1")?.metadata.annotations.unwrap_or_default())
-    }
+fn wait_annotation(kube: &Kube, name: &str, value: &str) -> Result<Duration> {
+    wait::until_true(
+        &format!("{name} is {value:?}"),
+        || Ok(annotation(kube, name)?.as_deref() == Some(value)),
+    )
+}
 
-    fn annotation(&self, name: &str) -> Result<Option<String>> {
-        Ok(self.annotations()?.remove(&key(name)))
-    }
+/// The condition NetworkUnavailable without its times.
+fn network_condition(kube: &Kube) -> Result<Value> {
+    let node = serde_json::to_value(kube.server.node("n1")?)?;
+    let conditions = node["status"]["conditions"].as_array().context("no conditions")?.clone();
+    let found: Vec<Value> =
+        conditions.into_iter().filter(|condition| condition["type"] == "NetworkUnavailable").collect();
+    ensure!(found.len() == 1, "{found:?}");
+    Ok(found[0].clone())
+}
 
-    fn wait_annotation(&self, name: &str, value: &str) -> Result<Duration> {
-        wait::until_true(&format!("{name} is {value:?}"), || {
-            Ok(self.annotation(name)?.as_deref() == Some(value))
-        })
-    }
+fn wait_condition(kube: &Kube) -> Result<Duration> {
+    wait::until_true("NetworkUnavailable is False", || Ok(network_condition(kube)?["status"] == "False"))
+}
 
-    /// The condition NetworkUnavailable without its times.
-    fn condition(&self) -> Result<Value> {
-        let node = serde_json::to_value(self.server.node("n1")?)?;
-        let conditions = node["status"]["conditions"].as_array().context("no conditions")?.clone();
-        let found: Vec<Value> =
-            conditions.into_iter().filter(|condition| condition["type"] == "NetworkUnavailable").collect();
-        ensure!(found.len() == 1, "{found:?}");
-        Ok(found[0].clone())
-    }
-
-    fn wait_condition(&self) -> Result<Duration> {
-        wait::until_true("NetworkUnavailable is False", || Ok(self.condition()?["status"] == "False"))
-    }
-
-    fn restart(
-        &mut self,
-        change: impl FnOnce(integration::daemon::Launch) -> integration::daemon::Launch,
-    ) -> Result<()> {
-        self.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
-        let daemon = change(self.cluster.launch("n1")?).spawn()?;
-        self.cluster.node_mut("n1")?.adopt(daemon).wait_ready()?;
-        Ok(())
-    }
+fn restart(kube: &mut Kube, change: impl FnOnce(Launch) -> Launch) -> Result<()> {
+    kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
+    let daemon = change(kube.cluster.launch("n1")?).spawn()?;
+    kube.cluster.node_mut("n1")?.adopt(daemon).wait_ready()?;
+    Ok(())
 }
 
 fn annotations(kube: &mut Kube, _: &Notes) -> Result<()> {
-    kube.wait_annotation("public-ip", "192.168.77.1")?;
-    let got: Vec<(String, String)> = kube.annotations()?.into_iter().collect();
+    wait_annotation(kube, "public-ip", "192.168.77.1")?;
+    let got: Vec<(String, String)> = written(kube)?.into_iter().collect();
     let version = env!("CARGO_PKG_VERSION");
     let ours = format!(r#"{{"MTU":1472,"capabilities":["ipv6"],"version":"{version}"}}"#);
     let want = [
@@ -109,8 +84,8 @@ fn annotations(kube: &mut Kube, _: &Notes) -> Result<()> {
 }
 
 fn condition(kube: &mut Kube, _: &Notes) -> Result<()> {
-    kube.wait_condition()?;
-    let mut condition = kube.condition()?;
+    wait_condition(kube)?;
+    let mut condition = network_condition(kube)?;
     let times = condition.as_object_mut().context("an object")?;
     for name in ["lastHeartbeatTime", "lastTransitionTime"] {
         ensure!(times.remove(name).is_some_and(|time| time.is_string()), "no {name}");
@@ -128,9 +103,9 @@ fn condition(kube: &mut Kube, _: &Notes) -> Result<()> {
 fn no_needless_write(kube: &mut Kube, _: &Notes) -> Result<()> {
     let version = |kube: &Kube| Ok::<_, anyhow::Error>(kube.server.node("n1")?.metadata.resource_version);
     let before = version(kube)?;
-    kube.restart(|launch| launch)?;
+    restart(kube, |launch| launch)?;
     // By the time the other daemon has seen a later change, this one had its chance.
-    kube.server.annotate_node("n2", &key("public-ip"), Some("192.168.77.9"))?;
+    kube.set("n2", "public-ip", Some("192.168.77.9"))?;
     wait::until_true("n2 puts its address back", || {
         let annotations = kube.server.node("n2")?.metadata.annotations.unwrap_or_default();
         Ok(annotations.get(&key("public-ip")).is_some_and(|ip| ip == "192.168.77.2"))
@@ -143,10 +118,10 @@ fn put_back(kube: &mut Kube, notes: &Notes) -> Result<()> {
     for (name, value) in
         [("public-ip", "192.168.77.1"), ("kube-subnet-manager", "true"), ("backend-data", "null")]
     {
-        kube.server.annotate_node("n1", &key(name), None)?;
-        notes.took("a removed annotation is back after", kube.wait_annotation(name, value)?);
-        kube.server.annotate_node("n1", &key(name), Some("something else"))?;
-        kube.wait_annotation(name, value)?;
+        kube.set("n1", name, None)?;
+        notes.took("a removed annotation is back after", wait_annotation(kube, name, value)?);
+        kube.set("n1", name, Some("something else"))?;
+        wait_annotation(kube, name, value)?;
     }
     kube.cluster.node("n2")?.wait_lease("n1")?;
     Ok(())
@@ -157,14 +132,14 @@ fn condition_again(kube: &mut Kube, _: &Notes) -> Result<()> {
         { "type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated" },
     ] } });
     kube.server.patch_node_status("n1", set)?;
-    kube.wait_condition()?;
+    wait_condition(kube)?;
     Ok(())
 }
 
 fn overwrite(kube: &mut Kube, _: &Notes) -> Result<()> {
-    kube.server.annotate_node("n1", &key("public-ip-overwrite"), Some("203.0.113.9"))?;
-    kube.wait_annotation("public-ip", "203.0.113.9")?;
-    kube.server.annotate_node("n1", &key("public-ip-overwrite"), Some("here"))?;
+    kube.set("n1", "public-ip-overwrite", Some("203.0.113.9"))?;
+    wait_annotation(kube, "public-ip", "203.0.113.9")?;
+    kube.set("n1", "public-ip-overwrite", Some("here"))?;
     let daemon = kube.cluster.node("n1")?.daemon()?;
     wait::until_true("the bad overwrite is named", || {
         let answer = daemon.get("/readyz")?;
@@ -172,12 +147,12 @@ fn overwrite(kube: &mut Kube, _: &Notes) -> Result<()> {
             && answer.body.contains("public-ip-overwrite")
             && answer.body.contains("\"here\""))
     })?;
-    ensure!(kube.annotation("public-ip")?.as_deref() == Some("203.0.113.9"), "what was published stays");
-    kube.server.annotate_node("n1", &key("public-ip-overwrite"), Some("203.0.113.9"))?;
-    wait::until_true("no worry is left", || Ok(daemon.get("/readyz")?.body == "flanneld is ready"))?;
-    kube.server.annotate_node("n1", &key("public-ip-overwrite"), None)?;
-    kube.wait_annotation("public-ip", "192.168.77.1")?;
-    wait::until_true("no worry is left", || Ok(daemon.get("/readyz")?.body == "flanneld is ready"))?;
+    ensure!(annotation(kube, "public-ip")?.as_deref() == Some("203.0.113.9"), "what was published stays");
+    kube.set("n1", "public-ip-overwrite", Some("203.0.113.9"))?;
+    kube.wait_ready()?;
+    kube.set("n1", "public-ip-overwrite", None)?;
+    wait_annotation(kube, "public-ip", "192.168.77.1")?;
+    kube.wait_ready()?;
     Ok(())
 }
 
@@ -191,8 +166,9 @@ fn created_again(kube: &mut Kube, notes: &Notes) -> Result<()> {
     wait::until_true("the daemon misses its Node", || daemon_says(kube, "degraded: node n1 is not in"))?;
     wait::until_true("n2 forgets n1", || Ok(kube.cluster.node("n2")?.route("n1")?.is_none()))?;
     kube.cluster.publish()?;
-    notes.took("a Node created again is annotated after", kube.wait_annotation("public-ip", "192.168.77.1")?);
-    kube.wait_condition()?;
+    notes
+        .took("a Node created again is annotated after", wait_annotation(kube, "public-ip", "192.168.77.1")?);
+    wait_condition(kube)?;
     kube.cluster.node("n2")?.wait_lease("n1")?;
     wait::until_true("no worry is left", || daemon_says(kube, "flanneld is ready"))?;
     Ok(())
@@ -204,24 +180,24 @@ fn condition_left_alone(kube: &mut Kube, _: &Notes) -> Result<()> {
         { "type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated" },
     ] } });
     kube.server.patch_node_status("n1", set)?;
-    kube.server.annotate_node("n1", &key("public-ip"), None)?;
+    kube.set("n1", "public-ip", None)?;
     let daemon = kube.cluster.launch("n1")?.flag("--set-node-network-unavailable=false").spawn()?;
     kube.cluster.node_mut("n1")?.adopt(daemon).wait_ready()?;
-    kube.wait_annotation("public-ip", "192.168.77.1")?;
-    ensure!(kube.condition()?["status"] == "True", "the condition was touched");
-    kube.restart(|launch| launch)?;
-    kube.wait_condition()?;
+    wait_annotation(kube, "public-ip", "192.168.77.1")?;
+    ensure!(network_condition(kube)?["status"] == "True", "the condition was touched");
+    restart(kube, |launch| launch)?;
+    wait_condition(kube)?;
     Ok(())
 }
 
 fn other_prefix(kube: &mut Kube, _: &Notes) -> Result<()> {
-    let before = kube.annotations()?;
-    kube.restart(|launch| launch.set("--kube-annotation-prefix", "example.com/net"))?;
+    let before = written(kube)?;
+    restart(kube, |launch| launch.set("--kube-annotation-prefix", "example.com/net"))?;
     let ours = "example.com/net-public-ip";
     wait::until_true("the other key", || {
-        Ok(kube.annotations()?.get(ours).is_some_and(|ip| ip == "192.168.77.1"))
+        Ok(written(kube)?.get(ours).is_some_and(|ip| ip == "192.168.77.1"))
     })?;
-    let after = kube.annotations()?;
+    let after = written(kube)?;
     let (theirs, rest): (Vec<_>, Vec<_>) =
         after.into_iter().partition(|(key, _)| key.starts_with("example.com/net-"));
     ensure!(theirs.len() == 5, "{theirs:?}");
@@ -229,7 +205,7 @@ fn other_prefix(kube: &mut Kube, _: &Notes) -> Result<()> {
         rest.into_iter().collect::<BTreeMap<_, _>>() == before,
         "keys of the default prefix were touched"
     );
-    kube.restart(|launch| launch)
+    restart(kube, |launch| launch)
 }
 
 fn may_not_write(kube: &mut Kube, _: &Notes) -> Result<()> {
@@ -251,7 +227,7 @@ fn may_not_write(kube: &mut Kube, _: &Notes) -> Result<()> {
         });
         Ok(may.is_err())
     })?;
-    kube.server.annotate_node("n1", &key("public-ip"), None)?;
+    kube.set("n1", "public-ip", None)?;
     let daemon = kube.cluster.node("n1")?.daemon()?;
     wait::until_true("the missing right is named", || {
         let answer = daemon.get("/readyz")?;
@@ -260,7 +236,7 @@ fn may_not_write(kube: &mut Kube, _: &Notes) -> Result<()> {
     })?;
     ensure!(daemon.metrics()?.sum("loden_publish_errors_total", &[("reason", "forbidden")]) >= 1.0);
     set(&whole)?;
-    kube.wait_annotation("public-ip", "192.168.77.1")?;
-    wait::until_true("no worry is left", || Ok(daemon.get("/readyz")?.body == "flanneld is ready"))?;
+    wait_annotation(kube, "public-ip", "192.168.77.1")?;
+    kube.wait_ready()?;
     Ok(())
 }

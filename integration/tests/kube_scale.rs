@@ -4,17 +4,14 @@
 
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use integration::apiserver::{ApiServer, NodeSpec, Options};
-use integration::handmade::Handmade;
-use integration::kube_feed::{KubeFeed, annotated, key};
+use integration::fixture::Kube;
+use integration::kube_feed::annotated;
 use integration::nodes_file::NodeManifest;
 use integration::probe::udp::Asker;
-use integration::suite::{Notes, Setup, Suite};
-use integration::topology::Cluster;
+use integration::suite::{Notes, Suite};
 use integration::wait::{self, human};
 use nix::sys::signal::Signal;
 
@@ -28,46 +25,19 @@ fn main() -> ExitCode {
         .main()
 }
 
-/// Two real nodes on an API server, and two hand-made ones.
-struct Kube {
-    cluster: Cluster,
-    server: Arc<ApiServer>,
-    first: Handmade,
-    second: Handmade,
+fn leases(kube: &Kube) -> Result<f64> {
+    kube.metric("loden_leases", &[])
 }
 
-impl Setup for Kube {
-    fn build() -> Result<Self> {
-        let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).build()?;
-        let server = KubeFeed::install(&mut cluster, Options::default())?;
-        cluster.start_daemons()?;
-        cluster.attach_pods()?;
-        cluster.node("n1")?.wait_lease("n2")?;
-        let first = Handmade::plug(&mut cluster, 50)?;
-        let second = Handmade::plug(&mut cluster, 51)?;
-        Ok(Self { cluster, server, first, second })
-    }
-
-    fn explain(&self) -> String {
-        self.cluster.logs()
-    }
+fn resident(kube: &Kube) -> Result<f64> {
+    Ok(kube.n1()?.daemon()?.resident()? as f64 / 1e6)
 }
 
-impl Kube {
-    fn leases(&self) -> Result<f64> {
-        Ok(self.cluster.node("n1")?.daemon()?.metrics()?.sum("loden_leases", &[]))
-    }
-
-    fn resident(&self) -> Result<f64> {
-        Ok(self.cluster.node("n1")?.daemon()?.resident()? as f64 / 1e6)
-    }
-
-    /// Bytes that n1 has received.
-    fn received(&self) -> Result<u64> {
-        let shown = self.cluster.node("n1")?.ns().ip_show("-j -s link show dev eth0")?;
-        let shown: serde_json::Value = serde_json::from_str(&shown)?;
-        shown[0]["stats64"]["rx"]["bytes"].as_u64().context("no counter")
-    }
+/// Bytes that n1 has received.
+fn received(kube: &Kube) -> Result<u64> {
+    let shown = kube.n1()?.ns().ip_show("-j -s link show dev eth0")?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    shown[0]["stats64"]["rx"]["bytes"].as_u64().context("no counter")
 }
 
 /// From before the request that changes the address until a pod's packet arrives at the new one.
@@ -83,7 +53,7 @@ fn changes(kube: &mut Kube, notes: &Notes) -> Result<()> {
         let at = if number % 2 == 0 { &kube.second } else { &kube.first };
         at.pending()?;
         let start = Instant::now();
-        kube.server.annotate_node(&name, &key("public-ip"), Some(&at.address.to_string()))?;
+        kube.set(&name, "public-ip", Some(&at.address.to_string()))?;
         wait::until_true("traffic at the changed address", || {
             let _ = asker.ask(b"hostname", Duration::from_micros(200));
             Ok(at.pending()? > 0)
@@ -109,7 +79,7 @@ fn changes(kube: &mut Kube, notes: &Notes) -> Result<()> {
 /// A Node of a real cluster has some 10 KB, most of it images and managed fields; here it is an annotation.
 fn many(kube: &mut Kube, notes: &Notes) -> Result<()> {
     let padding = "x".repeat(8000);
-    let few = kube.resident()?;
+    let few = resident(kube)?;
     for number in 0..NODES {
         let [third, fourth] = (0x4000 + number * 64).to_be_bytes();
         let node = annotated(NodeManifest {
@@ -118,33 +88,32 @@ fn many(kube: &mut Kube, notes: &Notes) -> Result<()> {
             internal_ips: vec![Ipv4Addr::new(192, 168, third, fourth).into()],
             annotations: vec![("example.com/padding".into(), padding.clone())],
         });
-        let NodeManifest { name, pod_cidrs, internal_ips, annotations } = node;
-        kube.server.create_node(&NodeSpec { name, pod_cidrs, internal_ips, annotations })?;
+        kube.server.create_node(&node.into())?;
     }
     let all = f64::from(NODES) + 2.0;
-    wait::until_true("all have a lease", || Ok(kube.leases()? == all))?;
+    wait::until_true("all have a lease", || Ok(leases(kube)? == all))?;
     notes.add(format!(
         "resident: {few:.1} MB with 2 Nodes, {:.1} MB with {all} that came one by one",
-        kube.resident()?
+        resident(kube)?
     ));
 
     kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
-    let before = kube.received()?;
+    let before = received(kube)?;
     kube.cluster.start_daemon("n1")?;
     let ready = kube.cluster.node_mut("n1")?.daemon_mut()?.wait_ready()?;
-    wait::until_true("all have a lease", || Ok(kube.leases()? == all))?;
-    let bytes = (kube.received()? - before) as f64;
+    wait::until_true("all have a lease", || Ok(leases(kube)? == all))?;
+    let bytes = (received(kube)? - before) as f64;
     notes.add(format!(
         "start to ready with {all} Nodes: {}; {:.1} MB resident",
         human(ready),
-        kube.resident()?
+        resident(kube)?
     ));
     notes.add(format!("read at the start: {:.0} bytes per Node", bytes / all));
 
     for number in 0..NODES {
         kube.server.delete_node(&format!("fake{number}"))?;
     }
-    wait::until_true("two leases", || Ok(kube.leases()? == 2.0))?;
+    wait::until_true("two leases", || Ok(leases(kube)? == 2.0))?;
     ensure!(kube.cluster.node("n1")?.routes()?.len() == 2, "something is left");
     Ok(())
 }

@@ -8,10 +8,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::fixture::Two;
 use integration::probe::loss::LossCounter;
 use integration::probe::reach::{self, Source};
 use integration::probe::udp::{self, Asker};
-use integration::suite::{Notes, Setup, Suite};
+use integration::suite::{Notes, Suite};
 use integration::topology::{Cluster, NETWORK, Node};
 use integration::wait;
 use nix::sys::signal::Signal;
@@ -31,19 +32,6 @@ fn main() -> ExitCode {
         .check("cleanup removes what is ours and nothing else", cleanup)
         .check("a FORWARD policy of DROP works or is reported", forward_drop)
         .main()
-}
-
-/// Two nodes with a pod each.
-struct Two(Cluster);
-
-impl Setup for Two {
-    fn build() -> Result<Self> {
-        Ok(Self(Cluster::builder().nodes(2).pods_per_node(1).start()?))
-    }
-
-    fn explain(&self) -> String {
-        self.0.logs()
-    }
 }
 
 fn connected(cluster: &Cluster) -> Result<()> {
