@@ -60,14 +60,17 @@ pub struct Arrival {
     pub at: Instant,
 }
 
-/// What a lease source says. The three verbs of an index, and its own health.
+/// What a lease source says.
+pub type LeaseEvent = News<NodeFacts>;
+
+/// What is said about things of one kind: the three verbs of an index, and the source's own health.
 #[derive(Debug)]
-pub enum LeaseEvent {
-    /// The complete set of nodes: whoever is not in it is gone.
-    Reset(Vec<NodeFacts>),
-    /// One node was added or changed.
-    Apply(Box<NodeFacts>),
-    /// One node, by name, was removed.
+pub enum News<T> {
+    /// The complete set: whatever is not in it is gone.
+    Reset(Vec<T>),
+    /// One was added or changed.
+    Apply(Box<T>),
+    /// One, by name, was removed.
     Delete(String),
     /// The source can be read again, and nothing has changed.
     Restored,

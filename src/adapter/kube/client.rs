@@ -24,16 +24,15 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 use super::trouble::{Cause, Trouble};
 use crate::config::PodIdentity;
-use crate::lease::NodeObject;
 
-const NODES: &str = "/api/v1/nodes";
+pub(super) const NODES: &str = "/api/v1/nodes";
 
-/// Nodes per page: about 5 MB of JSON.
+/// Objects per page: of Nodes, about 5 MB of JSON.
 const PAGE: u32 = 500;
 
 /// Until a server that accepted the connection has answered.
 const REQUEST: Duration = Duration::from_secs(15);
-/// Until a page of Nodes has arrived whole.
+/// Until a page has arrived whole.
 const WHOLE_PAGE: Duration = Duration::from_secs(30);
 /// The system's resolver gives a name server that is silent 5 s before it asks the next one.
 const RESOLVE: Duration = Duration::from_secs(8);
@@ -46,14 +45,14 @@ const KEEPALIVE_PROBES: u32 = 3;
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running watch.
-pub(super) type Events = Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<NodeObject>>>>>;
+pub(super) type Events<T> = Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<T>>>>>;
 
-/// A part of the list of all Nodes.
+/// A part of the list of all objects of a kind.
 #[derive(Debug, Deserialize)]
-pub(super) struct Page {
+pub(super) struct Page<T> {
     pub(super) metadata: PageMeta,
-    #[serde(default)]
-    pub(super) items: Vec<NodeObject>,
+    #[serde(default = "Vec::new")]
+    pub(super) items: Vec<T>,
 }
 
 /// Where a page stands.
@@ -175,26 +174,32 @@ impl Api {
             .context("the pod that we run in is bound to no node")
     }
 
-    /// Reads a page of the list of all Nodes, as they are now.
-    pub(super) async fn page(&self, next: Option<String>) -> Result<Page, Trouble> {
+    /// Reads a page of the list of all objects at `path`, as they are now.
+    pub(super) async fn page<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        next: Option<String>,
+    ) -> Result<Page<T>, Trouble> {
         let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
-        self.json(WHOLE_PAGE, Request::new(NODES).list(&params)).await
+        self.json(WHOLE_PAGE, Request::new(path).list(&params)).await
     }
 
-    /// Watches Nodes for `limit` from `version` on. With `initial` the watch begins with everything that there is.
-    pub(super) async fn watch(
+    /// Watches the objects at `path` for `limit` from `version` on. With `initial` the watch begins with everything that
+    /// there is.
+    pub(super) async fn watch<T: DeserializeOwned + Clone + 'static>(
         &self,
+        path: &str,
         version: &str,
         initial: bool,
         limit: Duration,
-    ) -> Result<Events, Trouble> {
+    ) -> Result<Events<T>, Trouble> {
         let params = WatchParams {
             bookmarks: true,
             send_initial_events: initial,
             timeout: u32::try_from(limit.as_secs()).ok(),
             ..WatchParams::default()
         };
-        let request = built(Request::new(NODES).watch(&params, version))?;
+        let request = built(Request::new(path).watch(&params, version))?;
         let opened = within(REQUEST, self.client.request_events(request)).await?;
         Ok(Box::pin(opened))
     }

@@ -7,10 +7,11 @@
 
 mod backoff;
 mod client;
+mod nodes;
 pub mod publish;
 mod trouble;
 mod watch;
 
 pub use client::Api;
+pub use nodes::KubeNodes;
 pub use trouble::{Cause, Trouble};
-pub use watch::KubeNodes;

@@ -1,4 +1,4 @@
-//! The watch of all Nodes: what it says becomes lease events, and however it ends, it goes on.
+//! The watch of all objects of a [`Kind`]: what it says becomes [`News`], and however it ends, it goes on.
 //!
 //! It begins with a streaming list (a watch that first sends everything there is, for which the server needs little
 //! memory), or page by page where the server refuses that, as it does on an etcd before 3.4.31 and 3.5.13. After a break
@@ -7,20 +7,18 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::stream::{self, Stream, StreamExt as _};
+use futures_util::stream::StreamExt as _;
 use kube::core::WatchEvent;
 use kube::core::watch::Bookmark;
-use tracing::{debug, info, warn};
+use serde::de::DeserializeOwned;
+use tracing::{debug, info};
 
 use super::backoff::Backoff;
 use super::client::{Api, Events};
 use super::trouble::{Cause, Trouble};
-use crate::config::AnnotationPrefix;
-use crate::lease::{NodeFacts, NodeObject};
-use crate::ports::{Arrival, LeaseEvent, LeaseSource};
+use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
 
 /// Seconds that one watch lasts. Random, so that connections spread over API servers again after one was restarted; the
@@ -42,18 +40,57 @@ const PROBATION: Duration = Duration::from_millis(300);
 /// Marks the bookmark that ends the initial part of a streaming list (KEP-3157).
 const LIST_END: &str = "k8s.io/initial-events-end";
 
-/// A [`LeaseSource`] that watches the Nodes of a cluster.
-pub struct KubeNodes {
-    /// Holds the future of the next event, so that [`KubeNodes::next`] can be dropped while it waits without losing it.
-    arrivals: Pin<Box<dyn Stream<Item = Arrival>>>,
+/// What is watched: objects of one kind, decoded to what is used of them.
+pub(super) trait Kind {
+    /// Where the API server has them.
+    const PATH: &'static str;
+    /// What they are called in the log.
+    const PLURAL: &'static str;
+    /// One of them as it is decoded.
+    type Object: DeserializeOwned + Clone + 'static;
+    /// What is said of one.
+    type Facts;
+
+    /// What tells it from others of its kind.
+    fn key(object: &Self::Object) -> String;
+    /// `metadata.resourceVersion`.
+    fn version(object: &Self::Object) -> Option<&str>;
+    /// What matters of it; `None`, with a word in the log, if it is not what it should be.
+    fn facts(&self, object: Self::Object) -> Option<Self::Facts>;
 }
 
-impl KubeNodes {
-    /// Annotations are taken from under `prefix`. Nothing is asked before the first [`KubeNodes::next`].
-    pub fn new(api: Api, prefix: AnnotationPrefix, metrics: ApiMetrics) -> Self {
-        let watcher = Watcher {
+/// Lists and watches, and says what is new.
+pub(super) struct Watcher<K: Kind> {
+    kind: K,
+    api: Api,
+    metrics: ApiMetrics,
+    /// Where to go on; `None` when everything has to be read.
+    version: Option<String>,
+    /// When everything was last read.
+    listed: Option<Instant>,
+    /// The server refused a streaming list.
+    paged: bool,
+    watch: Option<Watch<K::Object>>,
+    /// Before the next attempt.
+    pause: Option<Duration>,
+    backoff: Backoff,
+    /// The last word was a [`News::Trouble`].
+    troubled: bool,
+}
+
+/// A running watch.
+struct Watch<T> {
+    events: Events<T>,
+    until: Instant,
+    proven: bool,
+}
+
+impl<K: Kind> Watcher<K> {
+    /// Nothing is asked before the first [`Watcher::next`].
+    pub(super) fn new(kind: K, api: Api, metrics: ApiMetrics) -> Self {
+        Self {
+            kind,
             api,
-            prefix,
             metrics,
             version: None,
             listed: None,
@@ -62,63 +99,23 @@ impl KubeNodes {
             pause: None,
             backoff: Backoff::new(),
             troubled: false,
-        };
-        let arrivals = stream::unfold(watcher, async |mut watcher| {
-            let event = watcher.next().await;
-            Some((Arrival { event, at: Instant::now() }, watcher))
-        });
-        Self { arrivals: Box::pin(arrivals) }
-    }
-}
-
-impl LeaseSource for KubeNodes {
-    async fn next(&mut self) -> Arrival {
-        match self.arrivals.next().await {
-            Some(arrival) => arrival,
-            None => std::future::pending().await,
         }
     }
-}
 
-struct Watcher {
-    api: Api,
-    prefix: AnnotationPrefix,
-    metrics: ApiMetrics,
-    /// Where to go on; `None` when everything has to be read.
-    version: Option<String>,
-    /// When everything was last read.
-    listed: Option<Instant>,
-    /// The server refused a streaming list.
-    paged: bool,
-    watch: Option<Watch>,
-    /// Before the next attempt.
-    pause: Option<Duration>,
-    backoff: Backoff,
-    /// The last word was a [`LeaseEvent::Trouble`].
-    troubled: bool,
-}
-
-/// A running watch.
-struct Watch {
-    events: Events,
-    until: Instant,
-    proven: bool,
-}
-
-impl Watcher {
-    async fn next(&mut self) -> LeaseEvent {
+    /// Waits for the next thing to say. What was begun is lost if this is dropped.
+    pub(super) async fn next(&mut self) -> News<K::Facts> {
         loop {
             let step = if self.watch.is_some() { self.follow().await } else { self.begin().await };
             let event = step.unwrap_or_else(|trouble| self.interrupted(&trouble));
             if let Some(event) = event {
-                self.troubled = matches!(event, LeaseEvent::Trouble(_));
+                self.troubled = matches!(event, News::Trouble(_));
                 return event;
             }
         }
     }
 
     /// Reads everything if need be, and opens a watch.
-    async fn begin(&mut self) -> Result<Option<LeaseEvent>, Trouble> {
+    async fn begin(&mut self) -> Result<Option<News<K::Facts>>, Trouble> {
         if let Some(pause) = self.pause.take() {
             tokio::time::sleep(pause).await;
         }
@@ -134,58 +131,59 @@ impl Watcher {
 
     async fn open(&mut self, version: &str, initial: bool) -> Result<(), Trouble> {
         let lasts = Duration::from_secs(fastrand::u64(LASTS));
-        debug!(version, initial, seconds = lasts.as_secs(), "watching Nodes");
-        let events = self.api.watch(version, initial, lasts).await?;
+        debug!(version, initial, seconds = lasts.as_secs(), "watching {}", K::PLURAL);
+        let events = self.api.watch(K::PATH, version, initial, lasts).await?;
         self.watch = Some(Watch { events, until: Instant::now() + lasts, proven: false });
         Ok(())
     }
 
-    async fn list(&mut self) -> Result<LeaseEvent, Trouble> {
-        let mut nodes = Vec::new();
+    async fn list(&mut self) -> Result<News<K::Facts>, Trouble> {
+        let mut all = Vec::new();
         let mut next = None;
         let version = loop {
-            let page = self.api.page(next).await?;
+            let page = self.api.page(K::PATH, next).await?;
             self.metrics.heard(SystemTime::now());
-            nodes.extend(page.items.into_iter().filter_map(|object| self.facts(object)));
+            all.extend(page.items.into_iter().filter_map(|object| self.kind.facts(object)));
             next = page.metadata.next.filter(|next| !next.is_empty());
             if next.is_none() {
                 break page.metadata.resource_version;
             }
         };
-        Ok(self.listed(version, nodes))
+        Ok(self.listed(version, all))
     }
 
-    async fn list_by_stream(&mut self) -> Result<LeaseEvent, Trouble> {
+    async fn list_by_stream(&mut self) -> Result<News<K::Facts>, Trouble> {
         // Any server's cache will do for the first list, and answers at once. Later ones must not be older than what we
-        // know already, or nodes that were added meanwhile would lose their leases for a moment.
+        // know already, or what was added meanwhile would be gone for a moment.
         let version = if self.listed.is_some() { "" } else { "0" };
         self.open(version, true).await?;
-        let mut nodes = BTreeMap::new();
+        let mut all = BTreeMap::new();
         loop {
             match self.event(LIST_SILENCE).await? {
                 WatchEvent::Bookmark(bookmark) if ends_list(&bookmark) => {
-                    return Ok(self.listed(bookmark.metadata.resource_version, nodes.into_values().collect()));
+                    return Ok(self.listed(bookmark.metadata.resource_version, all.into_values().collect()));
                 }
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    nodes.extend(self.facts(object).map(|facts| (facts.name.clone(), facts)));
+                    let key = K::key(&object);
+                    all.extend(self.kind.facts(object).map(|facts| (key, facts)));
                 }
                 // Changes of the moment may come before the end of the list.
-                WatchEvent::Deleted(object) => drop(nodes.remove(object.name())),
+                WatchEvent::Deleted(object) => drop(all.remove(&K::key(&object))),
                 WatchEvent::Bookmark(_) | WatchEvent::Error(_) => {}
             }
         }
     }
 
-    fn listed(&mut self, version: String, nodes: Vec<NodeFacts>) -> LeaseEvent {
-        info!(nodes = nodes.len(), server = self.api.url(), "all Nodes are read");
+    fn listed(&mut self, version: String, all: Vec<K::Facts>) -> News<K::Facts> {
+        info!(count = all.len(), server = self.api.url(), "all {} are read", K::PLURAL);
         self.version = Some(version).filter(|version| !version.is_empty());
         self.listed = Some(Instant::now());
         self.accepted();
-        LeaseEvent::Reset(nodes)
+        News::Reset(all)
     }
 
     /// Waits for the next thing that the running watch says.
-    async fn follow(&mut self) -> Result<Option<LeaseEvent>, Trouble> {
+    async fn follow(&mut self) -> Result<Option<News<K::Facts>>, Trouble> {
         let proven = self.watch.as_ref().is_none_or(|watch| watch.proven);
         let event = match self.event(if proven { SILENCE } else { PROBATION }).await {
             Err(trouble) if !proven && trouble.cause == Cause::Idle => return Ok(self.accepted()),
@@ -194,11 +192,11 @@ impl Watcher {
         Ok(match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 self.saw(&object);
-                self.facts(object).map(|facts| LeaseEvent::Apply(Box::new(facts)))
+                self.kind.facts(object).map(|facts| News::Apply(Box::new(facts)))
             }
             WatchEvent::Deleted(object) => {
                 self.saw(&object);
-                Some(LeaseEvent::Delete(object.name().to_owned()))
+                Some(News::Delete(K::key(&object)))
             }
             WatchEvent::Bookmark(bookmark) => {
                 self.version = Some(bookmark.metadata.resource_version);
@@ -209,7 +207,7 @@ impl Watcher {
     }
 
     /// The next event, an error within the watch included among the failures.
-    async fn event(&mut self, patience: Duration) -> Result<WatchEvent<NodeObject>, Trouble> {
+    async fn event(&mut self, patience: Duration) -> Result<WatchEvent<K::Object>, Trouble> {
         let Some(watch) = &mut self.watch else { return Err(Trouble::new(Cause::Closed, "")) };
         let event = match tokio::time::timeout(patience, watch.events.next()).await {
             Err(_) => return Err(Trouble::new(Cause::Idle, &format!("{} s", patience.as_secs()))),
@@ -225,43 +223,34 @@ impl Watcher {
         Ok(event)
     }
 
-    fn saw(&mut self, object: &NodeObject) {
-        if let Some(version) = object.version() {
+    fn saw(&mut self, object: &K::Object) {
+        if let Some(version) = K::version(object) {
             self.version = Some(version.to_owned());
         }
         self.accepted();
     }
 
     /// The server goes along: what it refused before is over.
-    fn accepted(&mut self) -> Option<LeaseEvent> {
+    fn accepted(&mut self) -> Option<News<K::Facts>> {
         self.metrics.heard(SystemTime::now());
         self.backoff.reset();
         if let Some(watch) = &mut self.watch {
             watch.proven = true;
         }
-        self.troubled.then_some(LeaseEvent::Restored)
-    }
-
-    fn facts(&self, object: NodeObject) -> Option<NodeFacts> {
-        match object.facts(&self.prefix) {
-            Ok(facts) => Some(facts),
-            Err(flaw) => {
-                warn!("a Node is left out: {flaw}");
-                None
-            }
-        }
+        self.troubled.then_some(News::Restored)
     }
 
     /// Decides how to go on, and whether that is worth a word.
-    fn interrupted(&mut self, trouble: &Trouble) -> Option<LeaseEvent> {
+    fn interrupted(&mut self, trouble: &Trouble) -> Option<News<K::Facts>> {
         self.metrics.restarts.with_label_values(&[trouble.cause.as_str()]).inc();
-        debug!(reason = trouble.cause.as_str(), detail = trouble.detail, "the watch of Nodes ended");
+        debug!(reason = trouble.cause.as_str(), detail = trouble.detail, "the watch of {} ended", K::PLURAL);
         let was_running = self.watch.take().is_some_and(|watch| watch.proven);
         let streaming_refused = self.version.is_none() && !self.paged && refuses_streaming(trouble.cause);
         if streaming_refused {
             info!(
                 reason = trouble.detail,
-                "the API server refuses streaming lists, so Nodes are read page by page"
+                "the API server refuses streaming lists, so {} are read page by page",
+                K::PLURAL
             );
             self.paged = true;
             return None;
@@ -282,7 +271,7 @@ impl Watcher {
             }
             _ => {
                 self.pause = Some(self.backoff.pause().max(trouble.retry_after));
-                Some(LeaseEvent::Trouble(self.api.describe(trouble)))
+                Some(News::Trouble(self.api.describe(trouble)))
             }
         }
     }
