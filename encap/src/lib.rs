@@ -12,6 +12,7 @@
 //! | [`forward`], [`drop`](mod@drop) | what to do with a packet, and one reason for each that is dropped |
 //! | [`icmp`] | the errors a tunnel owes to senders |
 //! | [`udp`], [`vxlan`], [`ethernet`], [`mtu`] | framing, and what it costs |
+//! | [`offload`] | super-packets: cutting, joining, checksums |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ pub mod icmp;
 pub mod ip;
 pub mod mac;
 pub mod mtu;
+pub mod offload;
 pub mod prefix;
 pub mod udp;
 pub mod vni;

@@ -3,6 +3,8 @@
 //!
 //! To search for more: `cargo +nightly fuzz run <target>` in `encap/`.
 
+pub mod offload;
+
 use encap::{
     DropReason, Family, Fib, IcmpCause, Inbound, IpPacket, MacAddr, NextHop, Outbound, Owner, PeerCaps,
     PeerId, Prefix, SourceCheck, icmp as icmp_errors, inbound, outbound, vxlan,

@@ -43,3 +43,13 @@ fn forward() {
 fn icmp() {
     replay("icmp", bodies::icmp);
 }
+
+#[test]
+fn segment() {
+    replay("segment", bodies::offload::segment);
+}
+
+#[test]
+fn coalesce() {
+    replay("coalesce", bodies::offload::coalesce);
+}

@@ -12,6 +12,7 @@ mod fuzz_replay;
 mod golden;
 mod icmp;
 mod ip_view;
+mod offload;
 mod purity;
 mod support;
 mod values;
