@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tower::{BoxError, Service, ServiceBuilder};
 
-use super::trouble::{Cause, Trouble};
+use super::trouble::{Cause, Overloaded, Trouble};
 use crate::config::PodIdentity;
 
 pub(super) const NODES: &str = "/api/v1/nodes";
@@ -31,7 +31,7 @@ pub(super) const NODES: &str = "/api/v1/nodes";
 const PAGE: u32 = 500;
 
 /// Until a server that accepted the connection has answered.
-const REQUEST: Duration = Duration::from_secs(15);
+const REQUEST: Duration = Duration::from_secs(10);
 /// Until a page has arrived whole.
 const WHOLE_PAGE: Duration = Duration::from_secs(30);
 /// The system's resolver gives a name server that is silent 5 s before it asks the next one.
@@ -119,7 +119,7 @@ impl Api {
                 config.auth_layer().context("the credentials for the Kubernetes API cannot be used")?,
             )
             .layer(config.extra_headers_layer().context("the headers for the Kubernetes API cannot be used")?)
-            .map_err(BoxError::from)
+            .map_result(|answer: Result<_, _>| rest_asked_for(answer.map_err(BoxError::from)?))
             .service(http);
         let client = ClientBuilder::new(service, config.default_namespace.clone()).build();
         Ok(Self { client, url: config.cluster_url.to_string().trim_end_matches('/').to_owned() })
@@ -131,7 +131,7 @@ impl Api {
     }
 
     /// `trouble` as one line that names the server.
-    pub fn describe(&self, trouble: &Trouble) -> String {
+    pub fn describe(&self, trouble: &impl Display) -> String {
         format!("Kubernetes API at {}: {trouble}", self.url)
     }
 
@@ -220,6 +220,15 @@ impl Api {
     ) -> Result<T, Trouble> {
         let text = within(limit, self.client.request_text(built(request)?)).await?;
         serde_json::from_str(&text).map_err(|error| Trouble::new(Cause::BadAnswer, &error.to_string()))
+    }
+}
+
+/// The client library keeps an error's body and drops its headers, but only a header says how long to wait.
+fn rest_asked_for<B>(answer: http::Response<B>) -> Result<http::Response<B>, BoxError> {
+    let header = answer.headers().get(header::RETRY_AFTER).filter(|_| answer.status() == 429);
+    match header.and_then(|value| value.to_str().ok()?.parse().ok()) {
+        Some(seconds) => Err(Overloaded { retry_after: Duration::from_secs(seconds) }.into()),
+        None => Ok(answer),
     }
 }
 

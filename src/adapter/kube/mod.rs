@@ -9,6 +9,7 @@ mod backoff;
 mod client;
 mod nodes;
 pub mod publish;
+mod sync;
 mod trouble;
 mod watch;
 

@@ -7,7 +7,8 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use tracing::warn;
 
 use super::client::{Api, NODES};
-use super::watch::{Kind, Watcher};
+use super::sync::Kind;
+use super::watch::Watcher;
 use crate::config::AnnotationPrefix;
 use crate::lease::{NodeFacts, NodeObject};
 use crate::ports::{Arrival, LeaseSource};
@@ -22,7 +23,7 @@ pub struct KubeNodes {
 impl KubeNodes {
     /// Annotations are taken from under `prefix`. Nothing is asked before the first [`KubeNodes::next`].
     pub fn new(api: Api, prefix: AnnotationPrefix, metrics: ApiMetrics) -> Self {
-        let watcher = Watcher::new(Nodes { prefix }, api, metrics);
+        let watcher = Watcher::new(Nodes { prefix }, None, api, metrics);
         let arrivals = stream::unfold(watcher, async |mut watcher| {
             let event = watcher.next().await;
             Some((Arrival { event, at: Instant::now() }, watcher))

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fastrand::Rng;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -34,7 +35,7 @@ pub async fn run(
     metrics: ApiMetrics,
     mut report: impl FnMut(Option<String>),
 ) {
-    let mut backoff = Backoff::new();
+    let (mut backoff, mut rng) = (Backoff::new(), Rng::new());
     loop {
         let wanted = lacking.borrow_and_update().clone();
         let Some(publication) = wanted else {
@@ -60,7 +61,7 @@ pub async fn run(
                     format!("own Node {} cannot be written: {}", publication.node, api.describe(&trouble));
                 warn!("{text}");
                 report(Some(text));
-                tokio::time::sleep(backoff.pause().max(trouble.retry_after)).await;
+                tokio::time::sleep(backoff.pause(&mut rng).max(trouble.retry_after)).await;
             }
         }
     }

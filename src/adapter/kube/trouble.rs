@@ -32,13 +32,15 @@ pub enum Cause {
     Server,
     BadAnswer,
     Idle,
+    Stale,
+    Disorder,
     TimeLimit,
     Other,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Refused,
         Self::Unreachable,
         Self::Dns,
@@ -56,6 +58,8 @@ impl Cause {
         Self::Server,
         Self::BadAnswer,
         Self::Idle,
+        Self::Stale,
+        Self::Disorder,
         Self::TimeLimit,
         Self::Other,
     ];
@@ -145,6 +149,16 @@ impl Cause {
                 "check that the address is a Kubernetes API server's",
             ),
             Self::Idle => ("idle", "the watch has been silent for too long", WAIT),
+            Self::Stale => (
+                "stale",
+                "its list is older than what it said before",
+                "nothing needs to be done: it is read again before anything is taken from it; if this stays, look for a caching proxy in front of it",
+            ),
+            Self::Disorder => (
+                "disorder",
+                "its events are out of order",
+                "nothing needs to be done: everything is read anew; if this stays, look for a proxy in front of it",
+            ),
             Self::TimeLimit => ("time_limit", "the watch ended as agreed", "nothing needs to be done"),
             Self::Other => ("other", "it cannot be asked", "see the cause"),
         }
@@ -195,7 +209,9 @@ impl Trouble {
             }
             _ => {
                 let (cause, detail) = chain(error);
-                Self::new(cause, &detail)
+                let retry_after =
+                    overloaded(error).map_or(Duration::ZERO, |overloaded| overloaded.retry_after);
+                Self { retry_after, ..Self::new(cause, &detail) }
             }
         }
     }
@@ -209,6 +225,13 @@ impl fmt::Display for Trouble {
         }
         write!(f, "; {}", self.cause.remedy())
     }
+}
+
+/// 429 with the time to wait, as the header of the answer names it.
+#[derive(Debug, thiserror::Error)]
+#[error("retry after {} s", retry_after.as_secs())]
+pub(super) struct Overloaded {
+    pub(super) retry_after: Duration,
 }
 
 /// Looks through the causes for the first that tells something, and returns the innermost words.
@@ -228,7 +251,14 @@ fn chain(error: &(dyn StdError + 'static)) -> (Cause, String) {
     (cause, words)
 }
 
+fn overloaded<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Overloaded> {
+    error.downcast_ref().or_else(|| overloaded(error.source()?))
+}
+
 fn kind(error: &(dyn StdError + 'static)) -> Cause {
+    if error.is::<Overloaded>() {
+        return Cause::Overloaded;
+    }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return io_kind(error);
     }
@@ -306,6 +336,13 @@ mod tests {
         ] {
             assert_eq!(Trouble::of(&error).cause, want, "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_server_says_how_long_to_wait() {
+        let overloaded = Overloaded { retry_after: Duration::from_secs(7) };
+        let trouble = Trouble::of(&kube::Error::Service(Box::new(overloaded)));
+        assert_eq!((trouble.cause, trouble.retry_after), (Cause::Overloaded, Duration::from_secs(7)));
     }
 
     #[test]
