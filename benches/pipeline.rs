@@ -7,6 +7,7 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::expect_used,
+    clippy::panic,
     clippy::print_stderr,
     reason = "a benchmark owns its clock and may fail loudly"
 )]
@@ -20,8 +21,9 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use encap::{DropReason, Fib, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
 use etherparse::PacketBuilder;
-use loden::adapter::tun::TunDevice;
+use loden::adapter::tun::{DeviceIo, TunDevice};
 use loden::adapter::udp::{OuterSocket, WakeFd};
+use loden::config::offload::Features;
 use loden::dataplane::{self, BATCH, Shared};
 use loden::ports::{Batch, PacketIo, Received, Transmit, Wake};
 use nix::sched::{CloneFlags, unshare};
@@ -69,6 +71,7 @@ impl PacketIo for Memory {
                 len: self.packet.len(),
                 from: Some(SocketAddr::from((PEER, PORT))),
                 truncated: false,
+                segment: None,
             });
         }
         self.left -= count;
@@ -115,7 +118,7 @@ fn kernel(criterion: &mut Criterion) {
         eprintln!("pipeline_kernel is left out: {error}");
         return;
     }
-    let tunnel = TunDevice::open("flannel0").expect("a tunnel device");
+    let tunnel = TunDevice::open("flannel0", Features::NONE).expect("a tunnel device");
     for line in [
         "link set lo up",
         "link set flannel0 up mtu 1472 txqueuelen 10000",
@@ -130,7 +133,8 @@ fn kernel(criterion: &mut Criterion) {
     socket.enlarge_buffers().expect("buffers");
     let sink = UdpSocket::bind(SocketAddr::from((PEER, PORT))).expect("a sink");
     let wake = Arc::new(WakeFd::new().expect("an eventfd"));
-    let (mut tun, mut udp) = (tunnel.io(&wake), socket.io(&wake, BATCH));
+    let DeviceIo::Plain(mut tun) = tunnel.io(&wake) else { panic!("offloads that nobody asked for") };
+    let mut udp = socket.io(&wake, BATCH);
     let running = shared.clone();
     let worker = std::thread::spawn(move || dataplane::encapsulate(&running, &mut tun, &mut udp, || 0));
 

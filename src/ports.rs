@@ -1,8 +1,9 @@
 //! The traits between the pure half and the machine. Adapters implement them; the daemon joins the two.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::Instant;
 
 use encap::{DropReason, PeerId};
@@ -99,6 +100,8 @@ pub struct Received {
     pub from: Option<SocketAddr>,
     /// The datagram was longer than the slot.
     pub truncated: bool,
+    /// Bytes per datagram where the kernel put several of one sender into the slot; the last may be shorter.
+    pub segment: Option<NonZeroU16>,
 }
 
 /// A slot to send: `len` bytes of it, toward `to` (the device ignores it).
@@ -136,6 +139,11 @@ impl Batch {
     /// The filled slots.
     pub fn received(&self) -> &[Received] {
         &self.received
+    }
+
+    /// The memory of all slots: [`Batch::SLOT`] bytes each, one behind the other.
+    pub fn memory(&self) -> &[u8] {
+        &self.memory
     }
 
     /// The received bytes of a slot; empty when there is no such slot.
@@ -184,6 +192,36 @@ pub trait PacketIo {
 
     /// Blocks until there is something to receive, or the data path is told to stop.
     fn wait(&mut self) -> io::Result<Wake>;
+}
+
+/// The tunnel device in the form that speaks of super-packets: each frame is a virtio-net header and a packet. Never
+/// blocks except in [`FrameIo::wait`].
+pub trait FrameIo {
+    /// Reads the next frame to the start of `memory`; says how long it is, `None` when there is none now.
+    fn read(&mut self, memory: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Writes one frame, whose parts lie in several places.
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> Result<(), SendError>;
+
+    /// Blocks until there is something to read, or the data path is told to stop.
+    fn wait(&mut self) -> io::Result<Wake>;
+}
+
+/// The UDP socket's sending side, many datagrams at a time.
+pub trait SegmentIo {
+    /// Sends what `parts` hold as datagrams of `size` bytes to one address; the last may be shorter.
+    fn send(&mut self, to: IpAddr, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError>;
+}
+
+/// Why nothing was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// The kernel does not do this offload, here and now: do without it from now on.
+    Unsupported,
+    /// Too much for one call: send it in pieces.
+    TooMuch,
+    /// It is lost.
+    Dropped(DropReason),
 }
 
 /// Why [`PacketIo::wait`] returned.

@@ -75,6 +75,18 @@ impl From<IpError> for DropReason {
 #[inline]
 #[must_use]
 pub fn outbound<'f>(fib: &'f Fib, packet: &[u8]) -> Outbound<'f> {
+    outbound_as(fib, packet, None)
+}
+
+/// Decides about a super-packet, which will be on the wire in packets of at most `longest` bytes.
+#[inline]
+#[must_use]
+pub fn outbound_segments<'f>(fib: &'f Fib, packet: &[u8], longest: usize) -> Outbound<'f> {
+    outbound_as(fib, packet, Some(longest))
+}
+
+#[inline]
+fn outbound_as<'f>(fib: &'f Fib, packet: &[u8], longest: Option<usize>) -> Outbound<'f> {
     let packet = match IpPacket::parse(packet) {
         Ok(packet) => packet,
         Err(error) => return Outbound::Drop { reason: error.into(), answer: None },
@@ -93,7 +105,7 @@ pub fn outbound<'f>(fib: &'f Fib, packet: &[u8]) -> Outbound<'f> {
         return unreachable(DropReason::FamilyUnsupported);
     }
     let len = packet.total_len();
-    if len > usize::from(hop.mtu) && packet.dont_fragment() {
+    if longest.unwrap_or(len) > usize::from(hop.mtu) && packet.dont_fragment() {
         return Outbound::Drop {
             reason: DropReason::TooBig,
             answer: Some(IcmpCause::TooBig { mtu: hop.mtu }),

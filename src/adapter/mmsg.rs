@@ -3,13 +3,14 @@
 //! No safe wrapper that we know of does this without an allocation per call.
 #![expect(unsafe_code, reason = "raw message headers; the only module that builds them")]
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
-use libc::{c_void, iovec, mmsghdr, sockaddr_storage, socklen_t};
+use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_storage, socklen_t};
 use nix::errno::Errno;
 use socket2::SockRef;
 
@@ -20,6 +21,16 @@ pub(super) struct Mmsg {
     headers: Box<[mmsghdr]>,
     vectors: Box<[iovec]>,
     addresses: Box<[sockaddr_storage]>,
+    controls: Box<[Control]>,
+}
+
+/// Room for what comes beside a datagram: one number of `UDP_GRO`. Of words, because that is its alignment.
+type Control = [usize; 4];
+const _: () = assert!(control_space(size_of::<c_int>()) <= size_of::<Control>());
+
+const fn control_space(len: usize) -> usize {
+    // SAFETY: a calculation.
+    unsafe { libc::CMSG_SPACE(len as u32) as usize }
 }
 
 // SAFETY: the raw pointers inside point into this value's own boxes, or, only while a call below runs, into a
@@ -49,6 +60,7 @@ impl Mmsg {
             headers: vec![zeroed.0; slots].into_boxed_slice(),
             vectors: vec![zeroed.1; slots].into_boxed_slice(),
             addresses: vec![zeroed.2; slots].into_boxed_slice(),
+            controls: vec![[0; 4]; slots].into_boxed_slice(),
         }
     }
 
@@ -60,6 +72,8 @@ impl Mmsg {
         header.msg_namelen = address_len as socklen_t;
         header.msg_iov = ptr::from_mut(&mut self.vectors[at]);
         header.msg_iovlen = 1;
+        header.msg_control = ptr::null_mut();
+        header.msg_controllen = 0;
         header.msg_flags = 0;
     }
 
@@ -71,6 +85,9 @@ impl Mmsg {
             let memory = batch.slot_mut(slot);
             let (base, len) = (memory.as_mut_ptr().cast(), memory.len());
             self.prepare(slot, base, len, size_of::<sockaddr_storage>());
+            let header = &mut self.headers[slot].msg_hdr;
+            header.msg_control = ptr::from_mut(&mut self.controls[slot]).cast();
+            header.msg_controllen = size_of::<Control>();
         }
         // SAFETY: the first `slots` headers point to one vector and one address each, owned by `self`; the vectors
         // point to disjoint slots of `batch`, which is borrowed for the whole call.
@@ -99,6 +116,7 @@ impl Mmsg {
                 len: header.msg_len as usize,
                 from: source(address),
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+                segment: segment(&header.msg_hdr),
             });
         }
         Ok(())
@@ -126,6 +144,56 @@ impl Mmsg {
         };
         usize::try_from(sent).map_err(|_| Errno::last())
     }
+}
+
+/// The segment size that came with a received message, if the kernel put several datagrams into it.
+fn segment(message: &msghdr) -> Option<NonZeroU16> {
+    // SAFETY: the kernel has just filled in `message`, whose control memory is alive and as long as it says; the
+    // walk stays inside it, and each header that it finds is followed by as many bytes as the header says.
+    unsafe {
+        let mut control = libc::CMSG_FIRSTHDR(message);
+        while !control.is_null() {
+            if (*control).cmsg_level == libc::SOL_UDP && (*control).cmsg_type == libc::UDP_GRO {
+                let size = libc::CMSG_DATA(control).cast::<c_int>().read_unaligned();
+                return u16::try_from(size).ok().and_then(NonZeroU16::new);
+            }
+            control = libc::CMSG_NXTHDR(message, control);
+        }
+    }
+    None
+}
+
+/// Sends `parts`, one behind the other, to `to:port`: as one datagram, or cut into datagrams of `size` bytes.
+pub(super) fn send_segments(
+    socket: BorrowedFd<'_>,
+    to: IpAddr,
+    port: u16,
+    size: Option<u16>,
+    parts: &[IoSlice<'_>],
+) -> Result<(), Errno> {
+    // SAFETY: plain C structures for which all-zero is a valid value.
+    let (mut message, mut address) = unsafe { (mem::zeroed::<msghdr>(), mem::zeroed::<sockaddr_storage>()) };
+    let mut control: Control = [0; 4];
+    message.msg_namelen = fill(&mut address, to, port) as socklen_t;
+    message.msg_name = ptr::from_mut(&mut address).cast();
+    // The kernel only reads what is sent, and an `IoSlice` is an `iovec`.
+    message.msg_iov = parts.as_ptr().cast_mut().cast();
+    message.msg_iovlen = parts.len();
+    if let Some(size) = size {
+        message.msg_control = ptr::from_mut(&mut control).cast();
+        message.msg_controllen = control_space(size_of::<u16>());
+        // SAFETY: the control memory is large and aligned enough for one header and a `u16`.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_UDP;
+            (*header).cmsg_type = libc::UDP_SEGMENT;
+            (*header).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
+            libc::CMSG_DATA(header).cast::<u16>().write_unaligned(size);
+        }
+    }
+    // SAFETY: every pointer in `message` points to memory that lives until the end of this function or is borrowed.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
+    if sent < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
 /// Writes `to:port` into `address`; the number of bytes used.

@@ -12,4 +12,5 @@ pub mod netlink;
 pub mod nft;
 pub mod nodes_file;
 pub mod tun;
+mod tun_frames;
 pub mod udp;

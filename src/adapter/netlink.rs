@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::nft::{self, Firewall, FirewallEvents};
 use super::tun::TunDevice;
+use crate::config::offload::Features;
 use crate::plan::{LinkState, Observed, Op, TunnelState};
 use crate::ports::{Kernel, KernelError, Watched};
 
@@ -32,6 +33,8 @@ pub struct LinuxKernel {
     route_events: mpsc::Receiver<Touched>,
     /// The tunnel device that this process holds; the data path has clones of it.
     tunnel: Option<TunDevice>,
+    /// What a device is opened with.
+    offloads: Features,
     opened: mpsc::UnboundedSender<TunDevice>,
     /// Indices of tunnel devices whose data path has given up.
     failed: mpsc::UnboundedReceiver<u32>,
@@ -64,6 +67,7 @@ impl LinuxKernel {
             firewall: Firewall::default(),
             firewall_events: FirewallEvents::subscribe().context("cannot hear about nftables changes")?,
             route_events: subscribe()?,
+            offloads: tunnel.wanted(),
             tunnel: Some(tunnel),
             opened,
             failed,
@@ -91,7 +95,7 @@ impl LinuxKernel {
     fn open_tunnel(&mut self, name: &str) -> Result<(), KernelError> {
         // Two devices cannot have one name, and the old one stays for as long as a clone of it is alive.
         self.tunnel = None;
-        let device = TunDevice::open(name).map_err(|error| KernelError {
+        let device = TunDevice::open(name, self.offloads).map_err(|error| KernelError {
             doing: format!("open tunnel device {name}"),
             cause: format!("{error:#}"),
             remedy: None,

@@ -1,4 +1,5 @@
-//! The tunnel device in its plain form: one packet per read and write, no offload, opened through `tun-tap`.
+//! The tunnel device: opened with as many offloads as are wanted and the kernel has, or in its plain form, one packet
+//! per read and write, through `tun-tap`.
 //!
 //! `IFF_TUN | IFF_NO_PI`, never persistent: a persisted TUN without a process has no carrier, and a flannel that
 //! is rolled back to would make a dead `flannel1` beside it.
@@ -12,27 +13,69 @@ use encap::DropReason;
 use nix::errno::Errno;
 use tun_tap::{Iface, Mode};
 
+pub use super::tun_frames::FramesIo;
+use super::tun_frames::{Frames, reason};
 use super::udp::{WakeFd, wait_readable};
+use crate::config::offload::Features;
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
 /// An open tunnel device. The kernel removes the device when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct TunDevice {
-    iface: Arc<Iface>,
+    form: Form,
     index: u32,
+    wanted: Features,
+}
+
+#[derive(Debug, Clone)]
+enum Form {
+    Plain(Arc<Iface>),
+    Frames(Arc<Frames>),
+}
+
+/// A device's handle for one data-path thread.
+#[derive(Debug)]
+pub enum DeviceIo {
+    /// For packets one by one.
+    Plain(TunIo),
+    /// For super-packets.
+    Frames(FramesIo),
 }
 
 impl TunDevice {
-    /// Creates the device, or attaches to a persistent one of that name that nobody holds.
-    pub fn open(name: &str) -> Result<Self> {
+    /// Creates the device, or attaches to a persistent one of that name that nobody holds. Offloads that are wanted and
+    /// cannot be had are done without: [`TunDevice::offloads`] says which are there.
+    pub fn open(name: &str, wanted: Features) -> Result<Self> {
+        let form = match Frames::open(name, wanted) {
+            Ok(frames) => Form::Frames(Arc::new(frames)),
+            // None is wanted, or the kernel has none: whatever else is wrong, the plain form fails of too.
+            Err(_) => Form::Plain(Arc::new(Self::plain(name)?)),
+        };
+        let index = nix::net::if_::if_nametoindex(name)
+            .with_context(|| format!("{name} vanished while it was being opened"))?;
+        Ok(Self { form, index, wanted })
+    }
+
+    fn plain(name: &str) -> Result<Iface> {
         let iface = Iface::without_packet_info(name, Mode::Tun).map_err(|error| explain(name, error))?;
         if iface.name() != name {
             bail!("the kernel named the tunnel device {} instead of {name}", iface.name());
         }
         iface.set_non_blocking().with_context(|| format!("cannot make {name} non-blocking"))?;
-        let index = nix::net::if_::if_nametoindex(name)
-            .with_context(|| format!("{name} vanished while it was being opened"))?;
-        Ok(Self { iface: Arc::new(iface), index })
+        Ok(iface)
+    }
+
+    /// What was asked for.
+    pub fn wanted(&self) -> Features {
+        self.wanted
+    }
+
+    /// What the device does.
+    pub fn offloads(&self) -> Features {
+        match &self.form {
+            Form::Plain(_) => Features::NONE,
+            Form::Frames(frames) => frames.offloads(),
+        }
     }
 
     /// Interface index; a device of the same name and another index is not this one.
@@ -41,8 +84,11 @@ impl TunDevice {
     }
 
     /// A handle for one data-path thread.
-    pub fn io(&self, wake: &Arc<WakeFd>) -> TunIo {
-        TunIo { device: self.clone(), wake: wake.clone() }
+    pub fn io(&self, wake: &Arc<WakeFd>) -> DeviceIo {
+        match &self.form {
+            Form::Plain(iface) => DeviceIo::Plain(TunIo { iface: iface.clone(), wake: wake.clone() }),
+            Form::Frames(frames) => DeviceIo::Frames(FramesIo::new(frames.clone(), wake.clone())),
+        }
     }
 }
 
@@ -66,7 +112,7 @@ fn explain(name: &str, error: io::Error) -> anyhow::Error {
 /// The tunnel device as one side of the data path.
 #[derive(Debug)]
 pub struct TunIo {
-    device: TunDevice,
+    iface: Arc<Iface>,
     wake: Arc<WakeFd>,
 }
 
@@ -74,8 +120,8 @@ impl PacketIo for TunIo {
     fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
         batch.clear();
         for slot in 0..batch.capacity() {
-            match self.device.iface.recv(batch.slot_mut(slot)) {
-                Ok(len) => batch.push(Received { len, from: None, truncated: false }),
+            match self.iface.recv(batch.slot_mut(slot)) {
+                Ok(len) => batch.push(Received { len, from: None, truncated: false, segment: None }),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => break,
                 // What was read before the device failed is still worth sending.
@@ -95,10 +141,13 @@ impl PacketIo for TunIo {
         for packet in packets {
             let bytes = batch.packet(packet.slot).get(..packet.len).unwrap_or_default();
             let result = loop {
-                match self.device.iface.send(bytes) {
+                match self.iface.send(bytes) {
                     Ok(_) => break Ok(()),
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => break Err(reason(&error)),
+                    Err(error) => {
+                        let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+                        break Err(reason(errno));
+                    }
                 }
             };
             outcome(packet, result);
@@ -106,16 +155,7 @@ impl PacketIo for TunIo {
     }
 
     fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable(BorrowedTun(&self.device.iface).as_fd(), &self.wake)
-    }
-}
-
-fn reason(error: &io::Error) -> DropReason {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => DropReason::QueueFull,
-        // The kernel looks at the version nibble and refuses what is neither IPv4 nor IPv6.
-        Some(Errno::EINVAL) => DropReason::BadPacket,
-        _ => DropReason::DeviceFailed,
+        wait_readable(BorrowedTun(&self.iface).as_fd(), &self.wake)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The outer socket: UDP, batched by `recvmmsg` and `sendmmsg`.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::mmsg::{Mmsg, RecvOutcome};
-use crate::ports::{Batch, PacketIo, Transmit, Wake};
+use super::mmsg::{Mmsg, RecvOutcome, send_segments};
+use crate::config::offload::{Feature, Features};
+use crate::ports::{Batch, PacketIo, SegmentIo, SendError, Transmit, Wake};
 
 /// Socket buffers, bytes. The kernel charges a 1,500-byte packet with up to 2,300 bytes and doubles what is
 /// asked for, so this holds some 14,000 packets: the full windows of three bulk TCP streams.
@@ -110,6 +111,21 @@ impl OuterSocket {
         super::mmsg::receive_drops(&SockRef::from(&*self.socket)).ok().map(u64::from)
     }
 
+    /// Turns on what `wanted` names and the kernel has, and turns off the rest; says what is on.
+    pub fn set_offloads(&self, wanted: Features) -> Features {
+        let mut on = Features::NONE;
+        if setsockopt(&self.socket, sockopt::UdpGroSegment, &wanted.has(Feature::Gro)).is_ok()
+            && wanted.has(Feature::Gro)
+        {
+            on = on.with(Feature::Gro);
+        }
+        // Asked for with each send; here only whether the kernel knows it.
+        if wanted.has(Feature::Gso) && setsockopt(&self.socket, sockopt::UdpGsoSegment, &0).is_ok() {
+            on = on.with(Feature::Gso);
+        }
+        on
+    }
+
     /// A handle for one data-path thread. `slots` is the largest batch.
     pub fn io(&self, wake: &Arc<WakeFd>, slots: usize) -> UdpIo {
         UdpIo { socket: self.clone(), wake: wake.clone(), messages: Mmsg::new(slots) }
@@ -162,6 +178,27 @@ impl PacketIo for UdpIo {
 
     fn wait(&mut self) -> io::Result<Wake> {
         wait_readable(self.socket.socket.as_fd(), &self.wake)
+    }
+}
+
+impl SegmentIo for UdpIo {
+    fn send(&mut self, to: IpAddr, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let several = bytes > size;
+        let size = if several { Some(u16::try_from(size).map_err(|_| SendError::TooMuch)?) } else { None };
+        loop {
+            match send_segments(self.socket.socket.as_fd(), to, self.socket.port, size, parts) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
+                Err(Errno::EAGAIN) if self.wait_writable() => {}
+                // Longer than the path takes or than a send holds; the datagrams one by one may still pass.
+                Err(Errno::EMSGSIZE) => return Err(SendError::TooMuch),
+                // An interface that cannot do checksums, or a kernel that knows the option and refuses its use.
+                Err(Errno::EIO | Errno::EINVAL) if several => return Err(SendError::Unsupported),
+                Err(errno) => return Err(SendError::Dropped(reason(errno))),
+            }
+        }
     }
 }
 

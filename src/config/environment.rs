@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use clap::Command;
 use clap::error::ContextKind;
 
+use super::offload::Features;
 use super::{DaemonArgs, Run, argv, excerpt};
 
 /// Which pod we run in, from the downward API.
@@ -87,8 +88,18 @@ pub(super) fn identify(
             excerpt(&depth)
         ));
     }
+    let list = get("LODEN_OFFLOAD_DISABLE").unwrap_or_default();
+    let (offloads, unknown) = Features::without_list(&list);
+    if !unknown.is_empty() {
+        warnings.push(format!(
+            "environment variable LODEN_OFFLOAD_DISABLE names {}, which is no offload; write some of {}, or all",
+            excerpt(&unknown.join(",")),
+            Features::ALL
+        ));
+    }
     Run {
         args,
+        offloads,
         node_name: get("NODE_NAME"),
         pod: get("POD_NAME")
             .zip(get("POD_NAMESPACE"))

@@ -12,6 +12,7 @@ mod excerpt;
 pub mod iface;
 mod log_filter;
 pub mod netconf;
+pub mod offload;
 mod values;
 
 pub use annotation_prefix::{AnnotationPrefix, AnnotationPrefixError};
@@ -52,6 +53,8 @@ pub struct Run {
     pub pod: Option<PodIdentity>,
     /// `CONT_WHEN_CACHE_NOT_READY`: go on with what is known when the first sync takes too long.
     pub continue_when_cache_not_ready: bool,
+    /// All offloads but those that `LODEN_OFFLOAD_DISABLE` names.
+    pub offloads: offload::Features,
 }
 
 /// A successful [`parse`].

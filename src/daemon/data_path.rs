@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use crate::adapter::tun::TunDevice;
+use crate::adapter::tun::{DeviceIo, TunDevice};
 use crate::adapter::udp::{OuterSocket, WakeFd};
+use crate::config::offload::{Feature, Features};
 use crate::dataplane::{self, BATCH, Shared};
 
 /// Where the overlay's datagrams come in.
@@ -65,20 +66,39 @@ impl DataPath {
         self.stop();
         self.shared.resume();
         let wake = Arc::new(WakeFd::new()?);
+        self.set_offloads(device);
         let io = || (device.io(&wake), self.socket.io(&wake, BATCH));
-        let (mut tun, mut udp) = io();
+        let (tun, mut udp) = io();
         let shared = self.shared.clone();
-        let tx = self.spawn("tun-to-udp", device.index(), move || {
-            dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns())
+        let tx = self.spawn("tun-to-udp", device.index(), move || match tun {
+            DeviceIo::Plain(mut tun) => dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns()),
+            DeviceIo::Frames(mut tun) => {
+                dataplane::encapsulate_offloaded(&shared, &mut tun, &mut udp, monotonic_ns())
+            }
         })?;
-        let (mut tun, mut udp) = io();
+        let (tun, mut udp) = io();
         let shared = self.shared.clone();
-        let rx = self
-            .spawn("udp-to-tun", device.index(), move || dataplane::decapsulate(&shared, &mut udp, &mut tun));
+        let rx = self.spawn("udp-to-tun", device.index(), move || match tun {
+            DeviceIo::Plain(mut tun) => dataplane::decapsulate(&shared, &mut udp, &mut tun),
+            DeviceIo::Frames(mut tun) => dataplane::decapsulate_offloaded(&shared, &mut udp, &mut tun),
+        });
         let mut threads = vec![tx];
         let rx = rx.map(|rx| threads.push(rx));
         self.running = Some(Running { device: device.index(), wake, threads });
         rx
+    }
+
+    /// Agrees with the kernel on what it does for us. A plain device has no use for what the socket could do.
+    fn set_offloads(&self, device: &TunDevice) {
+        let ours = device.offloads();
+        let wanted = if ours == Features::NONE { Features::NONE } else { device.wanted() };
+        let on = self.socket.set_offloads(wanted);
+        let active = Feature::ALL
+            .into_iter()
+            .filter(|feature| on.has(*feature) || ours.has(*feature))
+            .fold(Features::NONE, Features::with);
+        self.shared.offloads.set(active);
+        info!(active = %active, wanted = %device.wanted(), "offloads of the data path");
     }
 
     fn spawn(

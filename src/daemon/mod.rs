@@ -30,6 +30,7 @@ use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::tun::TunDevice;
 use crate::adapter::{control, file, http};
 use crate::config::netconf::{BackendConf, NetConf};
+use crate::config::offload::Features;
 use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
 use crate::reconcile;
@@ -78,7 +79,8 @@ impl Start {
     fn new(node: String, source: String, run: Run) -> Result<Self> {
         let conf = read_net_conf(&run.args.net_config_path)?;
         let lock = RunLock::take(&run.args.subnet_file)?;
-        Ok(Self { state: Rc::new(State::new(node, source, run.args, conf)?), _lock: lock })
+        let offloads = if conf.offload { run.offloads } else { Features::NONE };
+        Ok(Self { state: Rc::new(State::new(node, source, run.args, conf, offloads)?), _lock: lock })
     }
 
     async fn run(self, mut leases: impl LeaseSource, log: LogControl) -> Result<()> {
@@ -149,7 +151,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
 
     let BackendConf::Udp { port } = state.conf.backend;
     let (mut data_path, mut exits) = DataPath::bind(state.shared.clone(), Endpoint { address, port })?;
-    let tunnel = TunDevice::open(TUNNEL)?;
+    let tunnel = TunDevice::open(TUNNEL, state.offloads)?;
     data_path.start(&tunnel)?;
     let tunnel_index = tunnel.index();
     let (opened, mut openings) = mpsc::unbounded_channel();

@@ -17,6 +17,7 @@ use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::{BackendConf, NetConf};
+use crate::config::offload::Features;
 use crate::dataplane::Shared;
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
@@ -36,6 +37,8 @@ pub(super) struct State {
     pub(super) source: String,
     pub(super) args: DaemonArgs,
     pub(super) conf: NetConf,
+    /// What the data path may use of the kernel's offloads.
+    pub(super) offloads: Features,
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Metrics,
     pub(super) peers: Peers,
@@ -58,7 +61,13 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(node: String, source: String, args: DaemonArgs, conf: NetConf) -> Result<Self> {
+    pub(super) fn new(
+        node: String,
+        source: String,
+        args: DaemonArgs,
+        conf: NetConf,
+        offloads: Features,
+    ) -> Result<Self> {
         let BackendConf::Udp { port } = conf.backend;
         let shared = Shared::new(conf.source_check, port);
         let mut index = LeaseIndex::new(IndexConfig {
@@ -86,6 +95,7 @@ impl State {
             source,
             args,
             conf,
+            offloads,
             shared,
         })
     }

@@ -16,7 +16,7 @@ const BLOCK: usize = 256;
 const BLOCKS: usize = 256;
 
 /// Upper bounds of the batch-size histogram, packets.
-pub const BATCH_BOUNDS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+pub const BATCH_BOUNDS: [u64; 9] = [1, 2, 4, 8, 16, 32, 64, 256, 1024];
 
 /// Counters of one direction, written by one thread.
 ///
@@ -89,17 +89,27 @@ impl Lane {
     }
 
     pub(super) fn forwarded(&self, peer: Option<PeerId>, bytes: usize) {
-        add(&self.packets, 1);
-        add(&self.bytes, bytes as u64);
+        self.forwarded_many(peer, 1, bytes);
+    }
+
+    /// A super-packet counts as the packets that it is on the wire.
+    pub(super) fn forwarded_many(&self, peer: Option<PeerId>, packets: usize, bytes: usize) {
+        let (packets, bytes) = (packets as u64, bytes as u64);
+        add(&self.packets, packets);
+        add(&self.bytes, bytes);
         if let Some(cell) = peer.and_then(|peer| self.cell(peer)) {
-            add(&cell.packets, 1);
-            add(&cell.bytes, bytes as u64);
+            add(&cell.packets, packets);
+            add(&cell.bytes, bytes);
         }
     }
 
     pub(super) fn dropped(&self, reason: DropReason) {
+        self.dropped_many(reason, 1);
+    }
+
+    pub(super) fn dropped_many(&self, reason: DropReason, packets: usize) {
         if let Some(counter) = self.drops.get(reason.index()) {
-            add(counter, 1);
+            add(counter, packets as u64);
         }
     }
 

@@ -3,7 +3,11 @@
 //! The threads share the forwarding table, read through an [`ArcSwap`] once per batch, and nothing else; each
 //! counts in a [`Lane`] of its own. No lock, no allocation, no log line and no copy of a packet in user space.
 
+mod answers;
 mod counters;
+mod cut;
+mod join;
+mod offloads;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -15,6 +19,9 @@ use arc_swap::ArcSwap;
 use encap::{Fib, PeerId, SourceCheck};
 
 pub use counters::{BATCH_BOUNDS, Lane, PeerTotals};
+pub use cut::encapsulate_offloaded;
+pub use join::decapsulate_offloaded;
+pub use offloads::Offloads;
 pub use run::{decapsulate, encapsulate};
 
 /// Packets per batch: enough that the fixed cost of a system call is shared by many, few enough that what is read of
@@ -28,6 +35,8 @@ pub struct Shared {
     stop: AtomicBool,
     check: SourceCheck,
     port: u16,
+    /// What the kernel does for us.
+    pub offloads: Offloads,
     /// Counters of tunnel device to UDP.
     pub tx: Lane,
     /// Counters of UDP to tunnel device.
@@ -43,6 +52,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             check,
             port,
+            offloads: Offloads::default(),
             tx: Lane::default(),
             rx: Lane::default(),
         })

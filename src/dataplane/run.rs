@@ -1,10 +1,11 @@
-//! The two loops.
+//! The two loops of the plain form: one packet per read and write of the device.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use encap::{DropReason, Fib, IcmpCause, Inbound, IpPacket, Outbound, RateLimit};
+use encap::{DropReason, Fib, Inbound, Outbound, PeerId};
 
+use super::answers::Answers;
 use super::{BATCH, Lane, Shared};
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
@@ -20,7 +21,7 @@ pub fn encapsulate<T: PacketIo, U: PacketIo>(
     let lane = &shared.tx;
     let mut batch = Batch::new(BATCH);
     let mut transmits = Vec::with_capacity(BATCH);
-    let mut answers = Answers { batch: Batch::new(1), limit: RateLimit::default() };
+    let mut answers = Answers::default();
     while !shared.stopped() {
         tun.recv(&mut batch)?;
         let received = batch.received().len();
@@ -36,7 +37,7 @@ pub fn encapsulate<T: PacketIo, U: PacketIo>(
                     Outbound::Drop { reason, answer } => {
                         lane.dropped(reason);
                         if let Some(cause) = answer {
-                            answers.send(cause, packet, tun, lane, &now);
+                            answers.packet(cause, packet, tun, lane, &now);
                         }
                     }
                 }
@@ -64,7 +65,8 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
             lane.batch(received);
             let fib = shared.fib.load();
             for (slot, from) in batch.received().iter().enumerate() {
-                transmits.extend(admit(shared, &fib, slot, from, batch.packet(slot)));
+                let admitted = admit(shared, &fib, from, batch.packet(slot));
+                transmits.extend(admitted.map(|(peer, len)| Transmit { slot, len, to: None, peer }));
             }
             tun.send(&batch, &transmits, |transmit, outcome| lane.account(transmit, outcome));
             transmits.clear();
@@ -76,7 +78,13 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
     Ok(())
 }
 
-fn admit(shared: &Shared, fib: &Fib, slot: usize, received: &Received, payload: &[u8]) -> Option<Transmit> {
+/// Judges one datagram: whose packet it is, and how long. Counts what is not let in.
+pub(super) fn admit(
+    shared: &Shared,
+    fib: &Fib,
+    received: &Received,
+    payload: &[u8],
+) -> Option<(Option<PeerId>, usize)> {
     let lane = &shared.rx;
     let verdict = match received.from {
         Some(from) if !received.truncated => encap::inbound(fib, shared.check, sender(shared, from), payload),
@@ -88,7 +96,7 @@ fn admit(shared: &Shared, fib: &Fib, slot: usize, received: &Received, payload: 
             if let Some(reason) = flagged {
                 lane.flag(reason);
             }
-            Some(Transmit { slot, len, to: None, peer })
+            Some((peer, len))
         }
         Inbound::Drop { reason } => {
             lane.dropped(reason);
@@ -114,38 +122,5 @@ impl Lane {
             Ok(()) => self.forwarded(transmit.peer, transmit.len),
             Err(reason) => self.dropped(reason),
         }
-    }
-}
-
-/// Writes ICMP errors back into the tunnel, so that a sender learns why its packet went nowhere.
-struct Answers {
-    batch: Batch,
-    limit: RateLimit,
-}
-
-impl Answers {
-    fn send<T: PacketIo>(
-        &mut self,
-        cause: IcmpCause,
-        offending: &[u8],
-        tun: &mut T,
-        lane: &Lane,
-        now: impl Fn() -> u64,
-    ) {
-        if !self.limit.allow(now()) {
-            return;
-        }
-        // From the unreachable destination itself: the kernel takes nothing from the tunnel that claims to come from an
-        // address of this machine (`accept_local` is off, and has to be, or peers could speak in our name).
-        let Ok(from) = IpPacket::parse(offending).map(|packet| packet.dst()) else { return };
-        self.batch.clear();
-        let Some(len) = encap::icmp::error(cause, offending, from, self.batch.slot_mut(0)) else { return };
-        self.batch.push(Received { len, from: None, truncated: false });
-        let answer = Transmit { slot: 0, len, to: None, peer: None };
-        tun.send(&self.batch, &[answer], |_, outcome| {
-            if outcome.is_ok() {
-                lane.answered();
-            }
-        });
     }
 }

@@ -27,6 +27,8 @@ pub struct NetConf {
     pub enable_nftables: bool,
     /// `SourceCheck`: what to do with tunnel packets their sender may not send. Not in flannel.
     pub source_check: SourceCheck,
+    /// `Offload`: whether the data path may use the kernel's offloads. Not in flannel.
+    pub offload: bool,
     /// `Backend`: how packets get from node to node.
     pub backend: BackendConf,
 }
@@ -66,6 +68,7 @@ const KEYS: &[&str] = &[
     "IPv6SubnetMin",
     "IPv6SubnetMax",
     "SourceCheck",
+    "Offload",
     "Backend",
 ];
 const UDP_KEYS: &[&str] = &["Type", "Port"];
@@ -100,6 +103,7 @@ impl NetConf {
             ipv6_network: enabled(ipv6, ipv6_network, "IPv6Network")?,
             enable_nftables: root.boolean("EnableNFTables")?.unwrap_or(false),
             source_check: source_check(&root)?,
+            offload: offload(&root)?,
             backend,
         };
         Ok((conf, warnings))
@@ -160,6 +164,15 @@ fn source_check(root: &Object<'_>) -> Result<SourceCheck, NetConfError> {
         "count" => Ok(SourceCheck::Count),
         "off" => Ok(SourceCheck::Off),
         _ => Err(root.wrong_type("SourceCheck", expected)),
+    }
+}
+
+fn offload(root: &Object<'_>) -> Result<bool, NetConfError> {
+    let expected = r#""auto" or "off""#;
+    match root.string("Offload", expected)?.map(str::to_ascii_lowercase).as_deref() {
+        None | Some("auto") => Ok(true),
+        Some("off") => Ok(false),
+        Some(_) => Err(root.wrong_type("Offload", expected)),
     }
 }
 

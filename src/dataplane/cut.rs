@@ -1,0 +1,248 @@
+//! Tunnel device to UDP with offloads: super-packets are cut, small packets share sends.
+
+use std::io::{self, IoSlice};
+use std::ops::Range;
+
+use encap::offload::runs::{MAX_BYTES, MAX_SEGMENTS, Run, Runs};
+use encap::offload::segment::{self, Segments};
+use encap::offload::vnet::{VNET_LEN, VnetHeader};
+use encap::{DropReason, Fib, NextHop, Outbound, PeerId};
+
+use super::answers::Answers;
+use super::{BATCH, Shared};
+use crate::config::offload::Feature;
+use crate::ports::{FrameIo, SegmentIo, SendError, Wake};
+
+/// The longest frame: a virtio-net header and an IPv6 packet whose length field says 65,535.
+const FRAME: usize = VNET_LEN + 40 + 65_535;
+
+/// Memory for the packets that wait to share a send: as many as usually fit, and a whole frame more.
+const MEMORY: usize = BATCH * 2048 + FRAME;
+
+/// Tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
+///
+/// `now` is a monotonic clock in nanoseconds; it is read only when an ICMP error is due.
+pub fn encapsulate_offloaded<T: FrameIo, U: SegmentIo>(
+    shared: &Shared,
+    tun: &mut T,
+    udp: &mut U,
+    now: impl Fn() -> u64,
+) -> io::Result<()> {
+    let mut memory = vec![0; MEMORY].into_boxed_slice();
+    let mut cutter = Cutter::new(shared);
+    while !shared.stopped() {
+        if !cutter.turn(&mut memory, tun, udp, &now)? && tun.wait()? == Wake::Stop {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A small packet that waits for those behind it in the device's queue, and no longer.
+#[derive(Clone, Copy, PartialEq)]
+struct Toward {
+    peer: PeerId,
+    addr: std::net::IpAddr,
+}
+
+struct Cutter<'s> {
+    shared: &'s Shared,
+    headers: Box<[u8]>,
+    runs: Runs<Toward>,
+    /// Where the packets in `runs` lie.
+    waiting: Vec<Range<usize>>,
+    answers: Answers,
+}
+
+/// What a packet turned out to be.
+enum Taken {
+    /// It waits in memory.
+    Waits,
+    /// Its memory may be used again.
+    Done,
+}
+
+impl<'s> Cutter<'s> {
+    fn new(shared: &'s Shared) -> Self {
+        Self {
+            shared,
+            headers: vec![0; MAX_SEGMENTS * segment::MAX_HEADERS].into_boxed_slice(),
+            runs: Runs::new(BATCH),
+            waiting: Vec::with_capacity(BATCH),
+            answers: Answers::default(),
+        }
+    }
+
+    /// Reads and sends until the device is empty (`false`) or enough was done in one go (`true`).
+    fn turn<T: FrameIo, U: SegmentIo>(
+        &mut self,
+        memory: &mut [u8],
+        tun: &mut T,
+        udp: &mut U,
+        now: impl Fn() -> u64,
+    ) -> io::Result<bool> {
+        let fib = self.shared.fib.load();
+        self.runs.limit(if self.shared.offloads.has(Feature::Gso) { MAX_SEGMENTS } else { 1 });
+        let (mut used, mut packets) = (0, 0);
+        let mut outcome = Ok(true);
+        for _ in 0..BATCH {
+            if self.runs.is_full() || memory.len() - used < FRAME {
+                break;
+            }
+            let room = memory.get_mut(used..).unwrap_or_default();
+            match tun.read(room) {
+                Ok(Some(len)) => {
+                    let at = used..used + len;
+                    let (count, taken) = self.take(memory, at, &fib, tun, udp, &now);
+                    packets += count;
+                    if matches!(taken, Taken::Waits) {
+                        used += len;
+                    }
+                }
+                Ok(None) => {
+                    outcome = Ok(false);
+                    break;
+                }
+                // What was read before the device failed is still worth sending.
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        self.flush(memory, udp);
+        if packets > 0 {
+            self.shared.tx.batch(packets);
+        }
+        outcome
+    }
+
+    /// Sends a super-packet, or lets another packet wait. Says also how many packets it is on the wire.
+    fn take<T: FrameIo, U: SegmentIo>(
+        &mut self,
+        memory: &mut [u8],
+        at: Range<usize>,
+        fib: &Fib,
+        tun: &mut T,
+        udp: &mut U,
+        now: impl Fn() -> u64,
+    ) -> (usize, Taken) {
+        let lane = &self.shared.tx;
+        let frame = memory.get_mut(at.clone()).unwrap_or_default();
+        let bad = |lane: &super::Lane| {
+            lane.dropped(DropReason::BadPacket);
+            (1, Taken::Done)
+        };
+        let Ok(vnet) = VnetHeader::parse(frame) else { return bad(lane) };
+        let packet = frame.get_mut(VNET_LEN..).unwrap_or_default();
+        let Some(gso) = vnet.gso else {
+            if vnet.partial.is_some_and(|partial| segment::finish_checksum(packet, partial).is_err()) {
+                return bad(lane);
+            }
+            match encap::outbound(fib, packet) {
+                Outbound::Send { hop, len } => {
+                    self.runs.push(Toward { peer: hop.peer, addr: hop.addr }, len);
+                    let start = at.start + VNET_LEN;
+                    self.waiting.push(start..start + len);
+                    return (1, Taken::Waits);
+                }
+                Outbound::Drop { reason, answer } => {
+                    lane.dropped(reason);
+                    if let Some(cause) = answer {
+                        self.answers.frame(cause, packet, tun, lane, now);
+                    }
+                    return (1, Taken::Done);
+                }
+            }
+        };
+        let Ok(plan) = Segments::plan(packet, vnet.partial, gso) else { return bad(lane) };
+        match encap::outbound_segments(fib, packet, plan.packet_len()) {
+            Outbound::Send { hop, .. } => {
+                // Packets of the same flow may wait, and they were first.
+                self.flush(memory, udp);
+                let packet = memory.get(at).and_then(|frame| frame.get(VNET_LEN..)).unwrap_or_default();
+                self.cut(packet, &plan, hop, udp);
+            }
+            Outbound::Drop { reason, answer } => {
+                lane.dropped_many(reason, plan.count());
+                if let Some(cause) = answer {
+                    self.answers.frame(cause, packet, tun, lane, now);
+                }
+            }
+        }
+        (plan.count(), Taken::Done)
+    }
+
+    /// Sends the packets of a super-packet: its headers from memory of ours, its payload from where it lies.
+    fn cut<U: SegmentIo>(&mut self, packet: &[u8], plan: &Segments, hop: &NextHop, udp: &mut U) {
+        let count = plan.count();
+        let most = (MAX_BYTES / plan.packet_len()).clamp(1, MAX_SEGMENTS);
+        // As even as can be: a send of two packets costs nearly as much as one of twenty.
+        let per_send = count.div_ceil(count.div_ceil(most));
+        let mut first = 0;
+        while first < count {
+            let sent = per_send.min(count - first);
+            for at in 0..sent {
+                let start = at * plan.header_len();
+                if let Some(out) = self.headers.get_mut(start..start + plan.header_len()) {
+                    plan.write_headers(packet, first + at, out);
+                }
+            }
+            let mut parts = [IoSlice::new(&[]); 2 * MAX_SEGMENTS];
+            let headers = self.headers.chunks_exact(plan.header_len());
+            for ((pair, headers), at) in parts.chunks_exact_mut(2).zip(headers).zip(0..sent) {
+                pair[0] = IoSlice::new(headers);
+                pair[1] = IoSlice::new(packet.get(plan.payload(first + at)).unwrap_or_default());
+            }
+            let parts = parts.get(..2 * sent).unwrap_or_default();
+            send(self.shared, udp, Toward { peer: hop.peer, addr: hop.addr }, plan.packet_len(), parts, 2);
+            first += sent;
+        }
+    }
+
+    /// Sends what waits.
+    fn flush<U: SegmentIo>(&mut self, memory: &[u8], udp: &mut U) {
+        for run in self.runs.runs() {
+            let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS];
+            for (part, member) in parts.iter_mut().zip(self.runs.members(run)) {
+                let range = self.waiting.get(member).cloned().unwrap_or_default();
+                *part = IoSlice::new(memory.get(range).unwrap_or_default());
+            }
+            let Run { to, size, count, .. } = *run;
+            send(self.shared, udp, to, size, parts.get(..count).unwrap_or_default(), 1);
+        }
+        self.runs.clear();
+        self.waiting.clear();
+    }
+}
+
+/// Sends datagrams of `each` parts, all at once if that works, else one by one.
+fn send<U: SegmentIo>(
+    shared: &Shared,
+    udp: &mut U,
+    to: Toward,
+    size: usize,
+    parts: &[IoSlice<'_>],
+    each: usize,
+) {
+    let lane = &shared.tx;
+    let bytes = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
+    let packets = parts.len() / each;
+    if packets > 1 && shared.offloads.has(Feature::Gso) {
+        match udp.send(to.addr, size, parts) {
+            Ok(()) => return lane.forwarded_many(Some(to.peer), packets, bytes(parts)),
+            Err(SendError::Dropped(reason)) => return lane.dropped_many(reason, packets),
+            Err(SendError::Unsupported) => shared.offloads.fail(Feature::Gso),
+            Err(SendError::TooMuch) => {}
+        }
+    }
+    for one in parts.chunks(each) {
+        let len = bytes(one);
+        match udp.send(to.addr, len, one) {
+            Ok(()) => lane.forwarded(Some(to.peer), len),
+            Err(SendError::Dropped(reason)) => lane.dropped(reason),
+            Err(SendError::TooMuch) => lane.dropped(DropReason::TooBig),
+            Err(SendError::Unsupported) => lane.dropped(DropReason::SendFailed),
+        }
+    }
+}
