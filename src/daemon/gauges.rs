@@ -8,6 +8,7 @@ use tracing::warn;
 use super::data_path::DataPath;
 use super::state::State;
 use crate::adapter::netlink;
+use crate::config::offload::Features;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::refusals::Refusals;
 
@@ -18,11 +19,19 @@ pub(super) struct Gauges {
     tunnel_drops: u64,
     socket_drops: u64,
     refusals: Refusals,
+    failed_offloads: Features,
 }
 
 impl Gauges {
     pub(super) fn new(handle: Handle, tunnel: u32) -> Self {
-        Self { handle, tunnel, tunnel_drops: 0, socket_drops: 0, refusals: Refusals::default() }
+        Self {
+            handle,
+            tunnel,
+            tunnel_drops: 0,
+            socket_drops: 0,
+            refusals: Refusals::default(),
+            failed_offloads: Features::NONE,
+        }
     }
 
     /// A fresh device counts from zero.
@@ -38,6 +47,13 @@ impl Gauges {
         }
         if let Some(now) = netlink::queue_drops(&self.handle, self.tunnel).await {
             Metrics::follow(&state.metrics.tunnel_overflows, &mut self.tunnel_drops, now);
+        }
+        let failed = state.shared.offloads.failed();
+        if failed != self.failed_offloads {
+            self.failed_offloads = failed;
+            if failed != Features::NONE {
+                warn!(%failed, "the kernel refused offloads that it had agreed to; the data path does without them");
+            }
         }
         if let Some(text) = self.refusals.look(&state.shared.rx, Instant::now()) {
             warn!("{text}");

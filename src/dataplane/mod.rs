@@ -7,6 +7,8 @@ mod answers;
 mod counters;
 mod cut;
 mod join;
+#[cfg(test)]
+mod offload_tests;
 mod offloads;
 mod run;
 #[cfg(test)]

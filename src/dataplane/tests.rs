@@ -11,7 +11,7 @@ use etherparse::PacketBuilder;
 use super::*;
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
-const PORT: u16 = 8285;
+pub(super) const PORT: u16 = 8285;
 
 /// One side of a data path, fed and emptied by a test.
 #[derive(Default)]
@@ -60,11 +60,11 @@ impl PacketIo for Side {
     }
 }
 
-fn node(n: u8) -> IpAddr {
+pub(super) fn node(n: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(192, 168, 77, n))
 }
 
-fn pod(n: u8, host: u8) -> [u8; 4] {
+pub(super) fn pod(n: u8, host: u8) -> [u8; 4] {
     [10, 244, n, host]
 }
 
@@ -86,13 +86,13 @@ fn table(own: u8) -> Fib {
     fib.build()
 }
 
-fn shared(own: u8) -> Arc<Shared> {
+pub(super) fn shared(own: u8) -> Arc<Shared> {
     let shared = Shared::new(SourceCheck::Enforce, PORT);
     shared.publish(table(own));
     shared
 }
 
-fn udp_packet(from: [u8; 4], to: [u8; 4], payload: usize) -> Vec<u8> {
+pub(super) fn udp_packet(from: [u8; 4], to: [u8; 4], payload: usize) -> Vec<u8> {
     let mut packet = Vec::new();
     let builder = PacketBuilder::ipv4(from, to, 64).udp(4000, 5000);
     builder.write(&mut packet, &vec![0x5a; payload]).unwrap();

@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use super::api::ApiMetrics;
+use crate::config::offload::{Feature, Features};
 use crate::dataplane::{BATCH_BOUNDS, Lane, Shared};
 use crate::plan::Object;
 
@@ -215,6 +216,12 @@ impl Collector for DataPath {
                 each(Lane::answers),
             ),
             family(
+                "loden_offload_active",
+                "1 for each offload that the data path uses now",
+                MetricType::GAUGE,
+                Feature::ALL.map(|feature| offload(feature, self.shared.offloads.active())).to_vec(),
+            ),
+            family(
                 "loden_batch_packets",
                 "Packets taken per batch",
                 MetricType::HISTOGRAM,
@@ -249,6 +256,14 @@ fn counter(pairs: &[(&str, &str)], value: u64) -> Metric {
     // Exact up to 2^53 packets, which a 100 Gb/s link needs decades for.
     counter.set_value(value as f64);
     metric.set_counter(counter);
+    metric
+}
+
+fn offload(feature: Feature, active: Features) -> Metric {
+    let mut metric = Metric::from_label(labels(&[("offload", feature.as_str())]));
+    let mut gauge = prometheus::proto::Gauge::default();
+    gauge.set_value(f64::from(u8::from(active.has(feature))));
+    metric.set_gauge(gauge);
     metric
 }
 
