@@ -13,7 +13,7 @@ use crate::nodes_file::NodeManifest;
 use crate::probe::loss::LossCounter;
 use crate::probe::udp::Asker;
 use crate::suite::Setup;
-use crate::topology::{Cluster, Node};
+use crate::topology::{Builder, Cluster, Node};
 use crate::wait;
 
 /// Two nodes with a pod each, known from a file.
@@ -57,8 +57,21 @@ impl Kube {
     /// # Errors
     /// As [`Setup::build`].
     pub fn on(options: Options) -> Result<Self> {
-        let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).build()?;
+        Self::with(options, |builder| builder, |_, _| Ok(()))
+    }
+
+    /// Builds it with other nodes, and does something before the daemons start.
+    ///
+    /// # Errors
+    /// As [`Setup::build`], and those of `before`.
+    pub fn with(
+        options: Options,
+        shape: impl FnOnce(Builder) -> Builder,
+        before: impl FnOnce(&Cluster, &ApiServer) -> Result<()>,
+    ) -> Result<Self> {
+        let mut cluster = shape(Cluster::builder().nodes(2).pods_per_node(1)).build()?;
         let server = KubeFeed::install(&mut cluster, options)?;
+        before(&cluster, &server)?;
         cluster.start_daemons()?;
         cluster.attach_pods()?;
         cluster.node("n1")?.wait_lease("n2")?;

@@ -17,6 +17,7 @@
 
 pub mod apiserver;
 pub mod daemon;
+pub mod fault;
 pub mod fixture;
 pub mod handmade;
 pub mod kube_feed;
