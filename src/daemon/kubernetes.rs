@@ -9,8 +9,8 @@ use super::state::State;
 use crate::adapter::kube::publish::{self, Publication};
 use crate::adapter::kube::{Api, Cause};
 use crate::config::{DaemonArgs, Run};
-use crate::lease::LodenCaps;
 use crate::lease::annotation::Published;
+use crate::lease::{ByFamily, LodenCaps};
 use crate::telemetry::api::ApiMetrics;
 
 /// Prepares the way to the API server.
@@ -66,10 +66,10 @@ impl State {
         let [version, _] = crate::VERSION;
         let caps = LodenCaps { version: version.into(), mtu: self.mtu.get(), ipv6: true, ecn: false };
         let published = Published {
-            backend_type: self.conf.backend.annotation(),
-            backend_data: "null",
+            backend: &self.conf.backend,
             public_ip: self.public_ip.get(),
-            v6: None,
+            public_ipv6: None,
+            vtep_macs: ByFamily::default(),
             caps: &caps,
         };
         let prefix = &self.args.kube_annotation_prefix;

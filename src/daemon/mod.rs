@@ -29,7 +29,7 @@ use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::tun::TunDevice;
 use crate::adapter::{control, file, http};
-use crate::config::netconf::{BackendConf, NetConf};
+use crate::config::netconf::NetConf;
 use crate::config::offload::Features;
 use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
@@ -149,7 +149,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
          choose another with --iface",
     )?;
 
-    let BackendConf::Udp { port } = state.conf.backend;
+    let port = state::udp_port(&state.conf)?;
     let (mut data_path, mut exits) = DataPath::bind(state.shared.clone(), Endpoint { address, port })?;
     let tunnel = TunDevice::open(TUNNEL, state.offloads)?;
     data_path.start(&tunnel)?;

@@ -117,13 +117,14 @@ fn own(state: &State, snapshot: &Snapshot) -> RouteView {
 fn active(state: &State, snapshot: &Snapshot, lease: &Lease) -> RouteView {
     let peer = state.peers.get(lease.id);
     let age = peer.last_seen.map(|seen| SystemTime::now().duration_since(seen).unwrap_or_default());
-    let kept = snapshot.refused.iter().find(|refusal| refusal.node == lease.node);
+    let refused = snapshot.refused.iter().filter(|refusal| refusal.node == lease.node);
+    let notes: Vec<String> = refused.map(ToString::to_string).collect();
     RouteView {
         node: lease.node.clone(),
-        node_ip: Some(lease.public_ip.to_string()),
-        prefixes: lease.prefixes.iter().map(ToString::to_string).collect(),
+        node_ip: lease.public_ips().next().map(|ip| ip.to_string()),
+        prefixes: lease.prefixes().map(ToString::to_string).collect(),
         state: RouteState::Active,
-        note: kept.map(ToString::to_string),
+        note: (!notes.is_empty()).then(|| notes.join("; ")),
         tx: traffic(peer.tx),
         rx: traffic(peer.rx),
         last_seen: peer.last_seen.and_then(|seen| timestamp(seen).ok()),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use encap::{Encapsulation, Family, PeerId, Prefix};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -68,12 +68,12 @@ impl State {
         conf: NetConf,
         offloads: Features,
     ) -> Result<Self> {
-        let BackendConf::Udp { port } = conf.backend;
+        let port = udp_port(&conf)?;
         let shared = Shared::new(conf.source_check, port);
         let mut index = LeaseIndex::new(IndexConfig {
             own_node: node.clone(),
             networks: conf.networks(),
-            backend_type: conf.backend.annotation(),
+            backend: conf.backend,
             managed_only: args.kube_subnet_mgr,
         });
         let waiting = Some(format!("waiting for {source} to be read"));
@@ -378,6 +378,17 @@ impl State {
             ip_masq: self.args.ip_masq,
         };
         env.to_string()
+    }
+}
+
+/// The port of the one backend that is wired so far.
+pub(super) fn udp_port(conf: &NetConf) -> Result<u16> {
+    match conf.backend {
+        BackendConf::Udp { port } => Ok(port),
+        other => bail!(
+            "Backend.Type \"{}\" is not wired into this build yet: write \"udp\" in net-conf.json",
+            other.name()
+        ),
     }
 }
 

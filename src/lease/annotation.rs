@@ -5,7 +5,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::LodenCaps;
+use encap::{Family, MacAddr};
+
+use super::vtep::{self, VtepData};
+use super::{ByFamily, LodenCaps};
+use crate::config::netconf::BackendConf;
 use crate::config::{AnnotationPrefix, excerpt};
 
 /// Names behind the prefix.
@@ -135,6 +139,38 @@ impl Annotations {
         Ok(ip.map(|ip| (name::PUBLIC_IPV6, ip.into())))
     }
 
+    /// The address of `public-ip` for IPv4 and of `public-ipv6` for IPv6, with the annotation's name.
+    ///
+    /// # Errors
+    ///
+    /// The value is no address of its family.
+    pub fn public_address_of(
+        &self,
+        family: Family,
+    ) -> Result<Option<(&'static str, IpAddr)>, (&'static str, AnnotationError)> {
+        let (name, ip) = match family {
+            Family::V4 => (name::PUBLIC_IP, ipv4(self.public_ip.as_deref()).map(|ip| ip.map(IpAddr::V4))),
+            Family::V6 => (name::PUBLIC_IPV6, ipv6(self.public_ipv6.as_deref()).map(|ip| ip.map(IpAddr::V6))),
+        };
+        ip.map(|ip| ip.map(|ip| (name, ip))).map_err(|e| (name, e))
+    }
+
+    /// The backend's data of a family, as it was written.
+    pub fn backend_data_of(&self, family: Family) -> Option<&str> {
+        match family {
+            Family::V4 => self.backend_data.as_deref(),
+            Family::V6 => self.backend_v6_data.as_deref(),
+        }
+    }
+
+    /// The addresses of the node's VXLAN devices, as far as they can be read: a daemon that starts gives its own devices
+    /// the addresses that peers know already.
+    pub fn vtep_macs(&self) -> ByFamily<Option<MacAddr>> {
+        ByFamily::of(|family| {
+            VtepData::parse(self.backend_data_of(family)).ok().flatten().map(|data| data.mac)
+        })
+    }
+
     /// What the node can do beyond flannel; `None` for flannel.
     ///
     /// # Errors
@@ -177,14 +213,14 @@ fn address<A: std::str::FromStr>(
 /// What our own Node shall carry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published<'a> {
-    /// `BackendConf::annotation` of our backend.
-    pub backend_type: &'a str,
-    /// JSON; `null` for backends without data.
-    pub backend_data: &'a str,
-    /// Our public IPv4 address.
+    /// Our backend.
+    pub backend: &'a BackendConf,
+    /// Our public IPv4 address, if IPv4 packets come to it.
     pub public_ip: Option<Ipv4Addr>,
-    /// Our public IPv6 address and the backend's data for it, where the backend publishes IPv6.
-    pub v6: Option<(Ipv6Addr, &'a str)>,
+    /// Our public IPv6 address, if IPv6 packets come to it.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// The addresses of our VXLAN devices, in that backend. Without one there is nothing to say of its family yet.
+    pub vtep_macs: ByFamily<Option<MacAddr>>,
     /// What we can do beyond flannel.
     pub caps: &'a LodenCaps,
 }
@@ -206,20 +242,32 @@ impl Published<'_> {
         let overwrite_v6 =
             ipv6(own.public_ipv6_overwrite.as_deref()).map_err(|e| (name::PUBLIC_IPV6_OVERWRITE, e))?;
         let mut out = vec![
-            (name::BACKEND_DATA, self.backend_data.to_owned()),
-            (name::BACKEND_TYPE, self.backend_type.to_owned()),
+            (name::BACKEND_TYPE, self.backend.annotation().to_owned()),
             (name::KUBE_SUBNET_MANAGER, "true".to_owned()),
             (name::LODEN, self.caps.render()),
         ];
-        if let Some(ip) = overwrite.or(self.public_ip) {
-            out.push((name::PUBLIC_IP, ip.to_string()));
+        // VXLAN says nothing of a family without a device; the others have `null` for data, and an address or not.
+        if let Some(data) = self.data(Family::V4) {
+            out.push((name::BACKEND_DATA, data));
+            let ip = self.public_ip.map(|ip| overwrite.unwrap_or(ip).to_string());
+            out.extend(ip.map(|ip| (name::PUBLIC_IP, ip)));
         }
-        if let Some((ip, data)) = self.v6 {
-            out.push((name::BACKEND_V6_DATA, data.to_owned()));
+        if let (Some(ip), Some(data)) = (self.public_ipv6, self.data(Family::V6)) {
+            // flannel's UDP backend has no IPv6, so there is no data to imitate.
+            if self.backend.pairs_families() {
+                out.push((name::BACKEND_V6_DATA, data));
+            }
             out.push((name::PUBLIC_IPV6, overwrite_v6.unwrap_or(ip).to_string()));
         }
         out.sort_unstable();
         Ok(out.into_iter().map(|(name, value)| (prefix.key(name), value)).collect())
+    }
+
+    fn data(&self, family: Family) -> Option<String> {
+        match self.backend {
+            BackendConf::Vxlan(conf) => self.vtep_macs.get(family).map(|mac| vtep::render(conf.vni, mac)),
+            BackendConf::Udp { .. } | BackendConf::HostGw => Some("null".to_owned()),
+        }
     }
 
     /// Those of [`Published::render`] that `own` does not have yet, or not with this value.
@@ -243,123 +291,4 @@ impl Published<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn caps() -> LodenCaps {
-        LodenCaps { version: "0.1.0".to_owned(), mtu: 1472, ipv6: true, ecn: true }
-    }
-
-    /// What a real flannel wrote on its Node with the UDP backend, plus our key.
-    #[test]
-    fn our_own_annotations_are_flannels() {
-        let published = Published {
-            backend_type: "",
-            backend_data: "null",
-            public_ip: Some([192, 168, 77, 1].into()),
-            v6: None,
-            caps: &caps(),
-        };
-        let got = published.render(&AnnotationPrefix::default(), &Annotations::default()).unwrap();
-        let got: Vec<_> = got.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        assert_eq!(
-            got,
-            [
-                ("flannel.alpha.coreos.com/backend-data", "null"),
-                ("flannel.alpha.coreos.com/backend-type", ""),
-                ("flannel.alpha.coreos.com/kube-subnet-manager", "true"),
-                (
-                    "flannel.alpha.coreos.com/loden",
-                    r#"{"MTU":1472,"capabilities":["ecn","ipv6"],"version":"0.1.0"}"#
-                ),
-                ("flannel.alpha.coreos.com/public-ip", "192.168.77.1"),
-            ]
-        );
-    }
-
-    #[test]
-    fn an_overwrite_is_published_in_place_of_the_address() {
-        let v6 = "2001:db8::1".parse().unwrap();
-        let published = Published {
-            backend_type: "host-gw",
-            backend_data: "null",
-            public_ip: Some([10, 0, 0, 1].into()),
-            v6: Some((v6, "null")),
-            caps: &caps(),
-        };
-        let mut own =
-            Annotations { public_ip_overwrite: Some(" 203.0.113.9 ".to_owned()), ..Annotations::default() };
-        let got = published.render(&AnnotationPrefix::default(), &own).unwrap();
-        assert!(got.contains(&("flannel.alpha.coreos.com/public-ip".into(), "203.0.113.9".into())));
-        assert!(got.contains(&("flannel.alpha.coreos.com/public-ipv6".into(), "2001:db8::1".into())));
-        own.public_ip_overwrite = Some("here".to_owned());
-        let (name, error) = published.render(&AnnotationPrefix::default(), &own).unwrap_err();
-        assert_eq!(name, "public-ip-overwrite");
-        assert!(error.to_string().contains("\"here\""));
-    }
-
-    #[test]
-    fn only_what_a_node_lacks_is_written() {
-        let prefix = AnnotationPrefix::default();
-        let published = Published {
-            backend_type: "",
-            backend_data: "null",
-            public_ip: Some([10, 0, 0, 1].into()),
-            v6: None,
-            caps: &caps(),
-        };
-        let all = published.lacking(&prefix, &Annotations::default()).unwrap();
-        assert_eq!(all, published.render(&prefix, &Annotations::default()).unwrap());
-        let mut own = Annotations::pick(&prefix, all.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-        assert_eq!(published.lacking(&prefix, &own), Ok(Vec::new()));
-        own.public_ip = Some("10.0.0.9".to_owned());
-        own.kube_subnet_manager = None;
-        let lacking = published.lacking(&prefix, &own).unwrap();
-        let names: Vec<_> = lacking.iter().filter_map(|(key, _)| prefix.strip(key)).collect();
-        assert_eq!(names, ["kube-subnet-manager", "public-ip"]);
-    }
-
-    #[test]
-    fn only_ours_are_picked() {
-        let prefix = "example.com/net".parse().unwrap();
-        let picked = Annotations::pick(
-            &prefix,
-            [
-                ("example.com/net-public-ip", "10.0.0.1"),
-                ("example.com/net-loden", "{}"),
-                ("example.com/net-else", "x"),
-                ("flannel.alpha.coreos.com/public-ip", "10.0.0.2"),
-            ],
-        );
-        let want = Annotations {
-            public_ip: Some("10.0.0.1".to_owned()),
-            loden: Some("{}".to_owned()),
-            ..Annotations::default()
-        };
-        assert_eq!(picked, want);
-    }
-
-    #[test]
-    fn public_address() {
-        let with = |v4: Option<&str>, v6: Option<&str>| {
-            let annotations = Annotations {
-                public_ip: v4.map(str::to_owned),
-                public_ipv6: v6.map(str::to_owned),
-                ..Annotations::default()
-            };
-            annotations
-                .public_address()
-                .map(|found| found.map(|(_, ip)| ip.to_string()))
-                .map_err(|(name, _)| name)
-        };
-        assert_eq!(with(None, None), Ok(None));
-        assert_eq!(with(Some(""), None), Ok(None));
-        assert_eq!(with(Some(" 10.0.0.1\n"), Some("2001:db8::1")), Ok(Some("10.0.0.1".to_owned())));
-        assert_eq!(with(None, Some("2001:db8::1")), Ok(Some("2001:db8::1".to_owned())));
-        assert_eq!(with(Some("2001:db8::1"), None), Err("public-ip"));
-        assert_eq!(with(Some("10.0.0.1:8285"), None), Err("public-ip"));
-        assert_eq!(with(Some("10.0.0.01"), None), Err("public-ip"), "some read it as octal");
-        assert_eq!(with(None, Some("fe80::1%eth0")), Err("public-ipv6"));
-        assert_eq!(with(Some(&"1".repeat(1 << 20)), None), Err("public-ip"));
-    }
-}
+mod tests;

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
-use encap::{Prefix, PrefixError};
+use encap::{Family, MacAddr, Prefix, PrefixError};
 
-use super::annotation::name;
-use super::{LodenCaps, NodeFacts, Reason};
+use super::annotation::{self, AnnotationError, name};
+use super::vtep::VtepData;
+use super::{ByFamily, IndexConfig, LodenCaps, NodeFacts, Reason};
+use crate::config::netconf::BackendConf;
 
 /// A node has at most one podCIDR per family; a file written by hand may be generous.
 const MAX_POD_CIDRS: usize = 16;
@@ -14,12 +16,13 @@ const MAX_ADDRESSES: usize = 32;
 /// Characters of a bad value that are kept for people.
 const KEPT: usize = 128;
 
-/// What a node would get if no other node were in the way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What one half of a node would get if no other node were in the way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) prefixes: Vec<Prefix>,
     /// Where to send; `None` for our own node.
     pub(super) public_ip: Option<IpAddr>,
+    pub(super) vtep_mac: Option<MacAddr>,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) caps: Option<LodenCaps>,
 }
@@ -35,11 +38,22 @@ pub(super) struct Fault {
 /// The judgement on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    Good(Candidate),
+    /// Each family by itself.
+    Halves(ByFamily<Judged>),
     /// It runs another backend: the value of its backend-type annotation.
     Mismatch(String),
     /// It does not say that it runs flanneld, and such nodes are not ours to judge.
     Unmanaged,
+    /// Something that is no family's matter.
+    Bad(Fault),
+}
+
+/// The judgement on one family of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// The node has no pods of it, or it is not enabled.
+    Absent,
+    Good(Candidate),
     Bad(Fault),
 }
 
@@ -53,127 +67,190 @@ impl Fault {
 }
 
 /// Judges a peer.
-pub(super) fn peer(facts: &NodeFacts, networks: &[Prefix], backend: &str) -> Verdict {
-    if let Some(theirs) = mismatch(facts, backend) {
+pub(super) fn peer(facts: &NodeFacts, config: &IndexConfig) -> Verdict {
+    if config.managed_only && !managed(facts) {
+        return Verdict::Unmanaged;
+    }
+    if let Some(theirs) = mismatch(facts, &config.backend) {
         return Verdict::Mismatch(theirs);
     }
-    let candidate = || {
-        let prefixes = prefixes(facts, networks)?;
-        let public_ip = public_ip(facts, networks)?;
-        let caps = facts.annotations.caps().map_err(|e| {
-            Fault::new(name::LODEN, value(&facts.annotations.loden), Reason::BadCapabilities(e.to_string()))
-        })?;
-        let addresses = addresses(facts, networks, public_ip);
-        Ok(Candidate { prefixes, public_ip: Some(public_ip), addresses, caps })
+    let caps = match facts.annotations.caps() {
+        Ok(caps) => caps,
+        Err(e) => {
+            let reason = Reason::BadCapabilities(e.to_string());
+            return Verdict::Bad(Fault::new(name::LODEN, text(&facts.annotations.loden), reason));
+        }
     };
-    candidate().map_or_else(Verdict::Bad, Verdict::Good)
-}
-
-/// Whether a node says that it runs flanneld: the Nodes of a cluster include those that do not.
-pub(super) fn managed(facts: &NodeFacts) -> bool {
-    value(&facts.annotations.kube_subnet_manager).trim() == "true"
-}
-
-/// What is wrong with a node that ran flanneld and does not say so any more.
-pub(super) fn unmanaged(facts: &NodeFacts) -> Fault {
-    Fault::new(name::KUBE_SUBNET_MANAGER, value(&facts.annotations.kube_subnet_manager), Reason::Unmanaged)
+    halves(facts, config, |family, prefixes| {
+        let public_ip = public_ip(facts, config, family)?;
+        Ok(Candidate {
+            prefixes,
+            public_ip: Some(public_ip),
+            vtep_mac: vtep_mac(facts, &config.backend, family)?,
+            addresses: addresses(facts, &config.networks, public_ip),
+            caps: caps.clone(),
+        })
+    })
 }
 
 /// Judges our own node, of which only the prefixes matter: its annotations are ours to write, and
 /// its address is known from its interface.
-pub(super) fn own(facts: &NodeFacts, networks: &[Prefix]) -> Verdict {
-    match prefixes(facts, networks) {
-        Ok(prefixes) => {
-            Verdict::Good(Candidate { prefixes, public_ip: None, addresses: Vec::new(), caps: None })
-        }
-        Err(fault) => Verdict::Bad(fault),
-    }
+pub(super) fn own(facts: &NodeFacts, config: &IndexConfig) -> Verdict {
+    halves(facts, config, |_, prefixes| Ok(Candidate { prefixes, ..Candidate::default() }))
+}
+
+/// Whether a node says that it runs flanneld: the Nodes of a cluster include those that do not.
+fn managed(facts: &NodeFacts) -> bool {
+    text(&facts.annotations.kube_subnet_manager).trim() == "true"
+}
+
+/// What is wrong with a node that ran flanneld and does not say so any more.
+pub(super) fn unmanaged(facts: &NodeFacts) -> Fault {
+    Fault::new(name::KUBE_SUBNET_MANAGER, text(&facts.annotations.kube_subnet_manager), Reason::Unmanaged)
 }
 
 /// A node without any of these annotations has not said what it runs; a file need not have them.
-fn mismatch(facts: &NodeFacts, backend: &str) -> Option<String> {
+fn mismatch(facts: &NodeFacts, backend: &BackendConf) -> Option<String> {
     let annotations = &facts.annotations;
     let speaks = annotations.backend_type.is_some()
         || annotations.public_ip.is_some()
         || annotations.public_ipv6.is_some();
-    let theirs = value(&annotations.backend_type).trim();
-    (speaks && theirs != backend).then(|| theirs.chars().take(KEPT).collect())
+    let theirs = text(&annotations.backend_type).trim();
+    (speaks && theirs != backend.annotation()).then(|| theirs.chars().take(KEPT).collect())
 }
 
-fn value(annotation: &Option<String>) -> &str {
+fn text(annotation: &Option<String>) -> &str {
     annotation.as_deref().unwrap_or_default()
 }
 
-/// The podCIDRs of the enabled families. flannel, too, leaves the others alone.
-fn prefixes(facts: &NodeFacts, networks: &[Prefix]) -> Result<Vec<Prefix>, Fault> {
+/// Judges the podCIDRs of each family, and with them the rest of that family.
+fn halves(
+    facts: &NodeFacts,
+    config: &IndexConfig,
+    complete: impl Fn(Family, Vec<Prefix>) -> Result<Candidate, Fault>,
+) -> Verdict {
     if facts.pod_cidrs.len() > MAX_POD_CIDRS {
         let count = format!("{} entries", facts.pod_cidrs.len());
-        return Err(Fault::new("spec.podCIDRs", &count, Reason::TooManyPodCidrs));
+        return Verdict::Bad(Fault::new("spec.podCIDRs", &count, Reason::TooManyPodCidrs));
     }
+    let halves = ByFamily::of(|family| match prefixes(facts, config, family) {
+        Ok(prefixes) if prefixes.is_empty() => Judged::Absent,
+        Ok(prefixes) => complete(family, prefixes).map_or_else(Judged::Bad, Judged::Good),
+        Err(fault) => Judged::Bad(fault),
+    });
+    if halves == ByFamily::of(|_| Judged::Absent) {
+        return Verdict::Bad(Fault::new(POD_CIDR, "", Reason::NoPodCidr));
+    }
+    Verdict::Halves(halves)
+}
+
+/// The podCIDRs of a family; none if it is not enabled, as flannel leaves those alone too.
+fn prefixes(facts: &NodeFacts, config: &IndexConfig, family: Family) -> Result<Vec<Prefix>, Fault> {
     let mut out: Vec<Prefix> = Vec::new();
-    for text in &facts.pod_cidrs {
+    let Some(network) = config.networks.iter().find(|network| Family::of(network.addr()) == family) else {
+        return Ok(out);
+    };
+    // What cannot be read still looks like one family or the other.
+    let of_family = |text: &&String| text.contains(':') == (family == Family::V6);
+    for text in facts.pod_cidrs.iter().filter(of_family) {
         let fault = |reason| Fault::new(POD_CIDR, text, reason);
         let prefix: Prefix =
             text.trim().parse().map_err(|e: PrefixError| fault(Reason::BadPodCidr(e.to_string())))?;
-        if !networks.iter().any(|network| network.is_ipv4() == prefix.is_ipv4()) {
-            continue;
-        }
-        if !networks.iter().any(|network| network.covers(&prefix)) {
-            let networks = networks.iter().map(Prefix::to_string).collect::<Vec<_>>().join(" and ");
-            return Err(fault(Reason::OutsideNetwork { networks }));
+        if !network.covers(&prefix) {
+            return Err(fault(Reason::OutsideNetwork { network: network.to_string() }));
         }
         if out.iter().any(|other| other.overlaps(&prefix)) {
             return Err(fault(Reason::Overlap { with: facts.name.clone() }));
         }
         out.push(prefix);
     }
-    if out.is_empty() { Err(Fault::new(POD_CIDR, "", Reason::NoPodCidr)) } else { Ok(out) }
+    Ok(out)
 }
 
-fn public_ip(facts: &NodeFacts, networks: &[Prefix]) -> Result<IpAddr, Fault> {
-    let annotated = facts.annotations.public_address().map_err(|(field, e)| {
-        let text = if field == name::PUBLIC_IP {
-            &facts.annotations.public_ip
-        } else {
-            &facts.annotations.public_ipv6
+/// The public address for a family's pods, and the field it was taken from.
+fn annotated(
+    facts: &NodeFacts,
+    backend: &BackendConf,
+    family: Family,
+) -> Result<Option<(&'static str, IpAddr)>, (&'static str, AnnotationError)> {
+    let annotations = &facts.annotations;
+    if !backend.pairs_families() {
+        return annotations.public_address();
+    }
+    annotations.public_address_of(family)
+}
+
+fn public_ip(facts: &NodeFacts, config: &IndexConfig, family: Family) -> Result<IpAddr, Fault> {
+    let annotated = annotated(facts, &config.backend, family).map_err(|(field, e)| {
+        let value = match field {
+            name::PUBLIC_IP => &facts.annotations.public_ip,
+            _ => &facts.annotations.public_ipv6,
         };
-        Fault::new(field, value(text), Reason::BadAddress(e.to_string()))
+        Fault::new(field, text(value), Reason::BadAddress(e.to_string()))
     })?;
-    let internal = || {
-        let v4 = facts.internal_ips.iter().find(|ip| ip.is_ipv4());
-        v4.or(facts.internal_ips.first()).map(|ip| (INTERNAL_IP, *ip))
-    };
-    let (field, ip) =
-        annotated.or_else(internal).ok_or_else(|| Fault::new(INTERNAL_IP, "", Reason::NoAddress))?;
+    let (field, ip) = annotated.or_else(|| internal_ip(facts, &config.backend, family)).ok_or_else(|| {
+        let annotation = match family {
+            Family::V6 if config.backend.pairs_families() => name::PUBLIC_IPV6,
+            _ => name::PUBLIC_IP,
+        };
+        Fault::new(INTERNAL_IP, "", Reason::NoAddress { annotation })
+    })?;
     let ip = ip.to_canonical();
-    match unusable(ip, networks) {
+    match unusable(ip, &config.networks) {
         Some(kind) => Err(Fault::new(field, &ip.to_string(), Reason::UnusableAddress(kind))),
         None => Ok(ip),
     }
 }
 
-/// The field that a good candidate's public address was taken from.
-pub(super) fn address_field(facts: &NodeFacts) -> &'static str {
-    facts.annotations.public_address().ok().flatten().map_or(INTERNAL_IP, |(field, _)| field)
+fn internal_ip(facts: &NodeFacts, backend: &BackendConf, family: Family) -> Option<(&'static str, IpAddr)> {
+    let of = |family| facts.internal_ips.iter().copied().find(|ip| Family::of(*ip) == family);
+    let ip = if backend.pairs_families() { of(family) } else { of(Family::V4).or(of(Family::V6)) };
+    ip.map(|ip| (INTERNAL_IP, ip))
 }
 
-/// Why nothing can be sent to an address, if nothing can. IPv4 link-local addresses are let pass:
-/// two machines on one wire have nothing else.
+/// The field that a good candidate's public address was taken from.
+pub(super) fn address_field(facts: &NodeFacts, backend: &BackendConf, family: Family) -> &'static str {
+    annotated(facts, backend, family).ok().flatten().map_or(INTERNAL_IP, |(field, _)| field)
+}
+
+/// The annotation with the backend's data of a family.
+pub(super) fn data_field(family: Family) -> &'static str {
+    match family {
+        Family::V4 => name::BACKEND_DATA,
+        Family::V6 => name::BACKEND_V6_DATA,
+    }
+}
+
+/// The address of the peer's VXLAN device, for the backend that needs it.
+fn vtep_mac(facts: &NodeFacts, backend: &BackendConf, family: Family) -> Result<Option<MacAddr>, Fault> {
+    let BackendConf::Vxlan(conf) = backend else { return Ok(None) };
+    let value = facts.annotations.backend_data_of(family);
+    let fault = |reason| Fault::new(data_field(family), value.unwrap_or_default(), reason);
+    let data = VtepData::parse(value).map_err(|e| fault(Reason::BadBackendData(e.to_string())))?;
+    let data = data.ok_or_else(|| fault(Reason::NoVtepMac))?;
+    let ours = conf.vni.get();
+    if data.vni.is_some_and(|theirs| theirs != u64::from(ours)) {
+        return Err(fault(Reason::OtherVni { ours }));
+    }
+    Ok(Some(data.mac))
+}
+
+/// Why nothing can be sent to an address, if nothing can. Link-local addresses mean something only together with an
+/// interface; kubelet does not take one for its node either.
 fn unusable(ip: IpAddr, networks: &[Prefix]) -> Option<&'static str> {
     let special = match ip {
-        IpAddr::V4(v4) => match v4.octets()[0] {
-            0 => Some("unspecified"),
-            127 => Some("a loopback address"),
-            224..=239 => Some("a multicast address"),
-            240.. => Some("a reserved or broadcast address"),
+        IpAddr::V4(v4) => match v4.octets() {
+            [0, ..] => Some("unspecified"),
+            [127, ..] => Some("a loopback address"),
+            [169, 254, ..] => Some("a link-local address"),
+            [224..=239, ..] => Some("a multicast address"),
+            [240..=255, ..] => Some("a reserved or broadcast address"),
             _ => None,
         },
         IpAddr::V6(v6) if v6.is_unspecified() => Some("unspecified"),
         IpAddr::V6(v6) if v6.is_loopback() => Some("a loopback address"),
         IpAddr::V6(v6) if v6.is_multicast() => Some("a multicast address"),
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-            Some("a link-local address, which needs an interface to mean something")
-        }
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
         IpAddr::V6(_) => None,
     };
     // The outer packet would be routed into the tunnel it came from.
@@ -185,8 +262,9 @@ fn unusable(ip: IpAddr, networks: &[Prefix]) -> Option<&'static str> {
 /// Where packets of the node may come from: NAT and several interfaces make it more than one.
 fn addresses(facts: &NodeFacts, networks: &[Prefix], public_ip: IpAddr) -> Vec<IpAddr> {
     let mut out = vec![public_ip];
-    let v6 = super::annotation::ipv6(facts.annotations.public_ipv6.as_deref()).ok().flatten().map(IpAddr::V6);
-    for ip in v6.into_iter().chain(facts.addresses.iter().copied()) {
+    let v4 = annotation::ipv4(facts.annotations.public_ip.as_deref()).ok().flatten().map(IpAddr::V4);
+    let v6 = annotation::ipv6(facts.annotations.public_ipv6.as_deref()).ok().flatten().map(IpAddr::V6);
+    for ip in v4.into_iter().chain(v6).chain(facts.addresses.iter().copied()) {
         let ip = ip.to_canonical();
         if out.len() < MAX_ADDRESSES && !out.contains(&ip) && unusable(ip, networks).is_none() {
             out.push(ip);

@@ -19,15 +19,17 @@ pub fn fib(snapshot: &Snapshot, networks: &[Prefix], tunnel_mtu: u16) -> Fib {
         }
     }
     for lease in &snapshot.peers {
-        let hop = NextHop {
-            peer: lease.id,
-            addr: lease.public_ip,
-            mtu: lease.caps.as_ref().map_or(tunnel_mtu, |caps| tunnel_mtu.min(caps.mtu)),
-            caps: lease.caps.as_ref().map(super::LodenCaps::peer_caps).unwrap_or_default(),
-            mac: None,
-        };
-        for prefix in &lease.prefixes {
-            builder.route(*prefix, Owner::Peer(hop));
+        for half in lease.halves() {
+            let hop = NextHop {
+                peer: lease.id,
+                addr: half.public_ip,
+                mtu: lease.caps.as_ref().map_or(tunnel_mtu, |caps| tunnel_mtu.min(caps.mtu)),
+                caps: lease.caps.as_ref().map(super::LodenCaps::peer_caps).unwrap_or_default(),
+                mac: half.vtep_mac,
+            };
+            for prefix in &half.prefixes {
+                builder.route(*prefix, Owner::Peer(hop));
+            }
         }
     }
     // A later sender replaces an earlier one. A public address is checked to be one node's only, so
@@ -38,7 +40,9 @@ pub fn fib(snapshot: &Snapshot, networks: &[Prefix], tunnel_mtu: u16) -> Fib {
         }
     }
     for lease in &snapshot.peers {
-        builder.sender(lease.public_ip, lease.id);
+        for addr in lease.public_ips() {
+            builder.sender(addr, lease.id);
+        }
     }
     builder.build()
 }
@@ -50,19 +54,13 @@ mod tests {
     use encap::{PeerCaps, PeerId};
 
     use super::*;
-    use crate::lease::{Lease, LodenCaps};
+    use crate::lease::{ByFamily, Half, Lease, LodenCaps};
 
     fn lease(id: u32, prefix: &str, addresses: &[&str], caps: Option<LodenCaps>) -> Arc<Lease> {
         let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        let prefixes = vec![prefix.parse().unwrap()];
-        Arc::new(Lease {
-            id: PeerId(id),
-            node: format!("n{id}"),
-            prefixes,
-            public_ip: addresses[0],
-            addresses,
-            caps,
-        })
+        let half = Half { prefixes: vec![prefix.parse().unwrap()], public_ip: addresses[0], vtep_mac: None };
+        let halves = ByFamily { v4: Some(half), v6: None };
+        Arc::new(Lease { id: PeerId(id), node: format!("n{id}"), halves, addresses, caps })
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The index of leases: takes what a source says node by node, and decides what is in force.
 //!
-//! A node *holds* at most one lease. What its facts ask for is first judged alone; good facts then
-//! *wait* until nothing they claim is held by another node. The rules:
+//! The families of a node are independent: each *holds* at most one thing, so "who" below is one family of one node.
+//! What its facts ask for is first judged alone; good facts then *wait* until nothing they claim is held by another
+//! node. The rules:
 //!
 //! - Whoever holds something keeps it, until its own facts stop asking for it.
-//! - Bad facts change nothing: the node keeps what it holds, and the refusal says so.
+//! - Bad facts change nothing: they keep what they hold, and the refusal says so.
 //! - Facts that are good but claim what another node holds change nothing either, except that what
-//!   the node no longer asks for may be taken by others. So two nodes that swap addresses do not
+//!   is no longer asked for may be taken by others. So two nodes that swap addresses do not
 //!   block each other.
 //! - Those that wait are served by age of their Nodes, then by name, whenever anything changes.
 //!
@@ -16,12 +17,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use encap::{PeerId, Prefix};
+use encap::{Family, MacAddr, PeerId, Prefix};
 
-use super::annotation::name::PUBLIC_IP;
-use super::check::{self, Candidate, Fault, Verdict};
+use self::node::{Asks, Holding, Node, Seniority, Standing, seniority};
+use super::check::{self, Candidate, Fault, Judged, Verdict};
 use super::claims::Claims;
-use super::{Change, Lease, Mismatch, NodeFacts, OwnLease, Reason, Refusal, Snapshot};
+use super::{ByFamily, Change, FAMILIES, NodeFacts, Reason, Snapshot};
+use crate::config::netconf::BackendConf;
 
 /// What an index judges by.
 #[derive(Debug, Clone)]
@@ -30,8 +32,8 @@ pub struct IndexConfig {
     pub own_node: String,
     /// The cluster networks: `NetConf::networks`.
     pub networks: Vec<Prefix>,
-    /// The backend-type annotation peers have to have: `BackendConf::annotation`.
-    pub backend_type: &'static str,
+    /// Our backend, which peers have to run too.
+    pub backend: BackendConf,
     /// Only nodes with the annotation `kube-subnet-manager: "true"` are peers, as in flannel: the API also lists
     /// nodes that run something else. A file lists whom it means.
     pub managed_only: bool,
@@ -42,6 +44,7 @@ pub struct IndexConfig {
 pub struct LeaseIndex {
     config: IndexConfig,
     own_addresses: Vec<IpAddr>,
+    own_macs: ByFamily<Option<MacAddr>>,
     nodes: BTreeMap<Arc<str>, Node>,
     claims: Claims,
     waiting: BTreeSet<Seniority>,
@@ -49,42 +52,9 @@ pub struct LeaseIndex {
     ids: HashMap<Arc<str>, PeerId>,
     generation: u64,
     published: Option<Arc<Snapshot>>,
-    /// What each node held before the current call.
-    before: BTreeMap<Arc<str>, Option<Held>>,
+    /// What each node that was touched held before the current call.
+    before: BTreeMap<Arc<str>, Holding>,
 }
-
-#[derive(Debug)]
-struct Node {
-    facts: Arc<NodeFacts>,
-    asks: Asks,
-    held: Option<Held>,
-}
-
-/// What a node's facts ask for.
-#[derive(Debug, PartialEq, Eq)]
-enum Asks {
-    /// What it holds.
-    Held,
-    /// Something it cannot have while others hold a part of it.
-    Waiting(Candidate),
-    /// Nothing that could be granted.
-    Bad(Fault),
-    /// Nothing that could work: it runs this other backend.
-    Mismatch(String),
-    /// Nothing: it does not run flanneld. One that did keeps what it holds, as its annotation may have been removed by
-    /// mistake, and flannel does not put it back.
-    Nothing,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Held {
-    candidate: Candidate,
-    /// `None` for our own node, to which nothing is sent.
-    lease: Option<Arc<Lease>>,
-}
-
-/// Sorts those who wait: no date last, then date, then name.
-type Seniority = (bool, String, Arc<str>);
 
 impl LeaseIndex {
     /// An index without nodes.
@@ -92,6 +62,7 @@ impl LeaseIndex {
         Self {
             config,
             own_addresses: Vec::new(),
+            own_macs: ByFamily::default(),
             nodes: BTreeMap::new(),
             claims: Claims::default(),
             waiting: BTreeSet::new(),
@@ -110,11 +81,27 @@ impl LeaseIndex {
             return Change::default();
         }
         for ip in &addresses {
-            if let Some(name) = self.claims.holder(*ip).cloned() {
-                self.demote(&name);
+            if let Some(tenancy) = self.claims.tenancy(*ip) {
+                let (name, families) = (Arc::clone(&tenancy.node), tenancy.halves);
+                families.iter().filter(|(_, has)| **has).for_each(|(family, _)| self.demote(&name, family));
             }
         }
         self.own_addresses = addresses;
+        self.finish()
+    }
+
+    /// Says which addresses our VXLAN devices have. A peer that claims one of them is refused from now on: the kernel
+    /// delivers frames for it to ourselves.
+    pub fn set_own_macs(&mut self, macs: ByFamily<Option<MacAddr>>) -> Change {
+        if macs == self.own_macs {
+            return Change::default();
+        }
+        for (family, mac) in macs.iter() {
+            if let Some(name) = mac.and_then(|mac| self.claims.owner_of(family, mac)).cloned() {
+                self.demote(&name, family);
+            }
+        }
+        self.own_macs = macs;
         self.finish()
     }
 
@@ -155,7 +142,7 @@ impl LeaseIndex {
         if let Some(published) = &self.published {
             return Arc::clone(published);
         }
-        let snapshot = Arc::new(self.build());
+        let snapshot = Arc::new(report::snapshot(self));
         self.published = Some(Arc::clone(&snapshot));
         snapshot
     }
@@ -168,65 +155,90 @@ impl LeaseIndex {
             None => facts.name.as_str().into(),
         };
         let verdict = if *name == *self.config.own_node {
-            check::own(&facts, &self.config.networks)
-        } else if self.config.managed_only && !check::managed(&facts) {
-            Verdict::Unmanaged
+            check::own(&facts, &self.config)
         } else {
-            check::peer(&facts, &self.config.networks, self.config.backend_type)
+            check::peer(&facts, &self.config)
         };
         self.remember(&name);
-        let held = self.nodes.remove(&name).and_then(|old| {
-            self.waiting.remove(&seniority(&name, &old.facts));
-            old.held
-        });
-        let node = match verdict {
-            Verdict::Good(candidate) if held.as_ref().is_some_and(|held| held.candidate == candidate) => {
-                Node { facts: Arc::new(facts), asks: Asks::Held, held }
+        let mut node = match self.nodes.remove(&name) {
+            Some(old) => {
+                self.unqueue(&name, &old.facts);
+                Node { facts: Arc::new(facts), ..old }
             }
-            Verdict::Good(candidate) => {
-                self.waiting.insert(seniority(&name, &facts));
-                Node { facts: Arc::new(facts), asks: Asks::Waiting(candidate), held }
-            }
-            Verdict::Bad(fault) => Node { facts: Arc::new(facts), asks: Asks::Bad(fault), held },
-            Verdict::Unmanaged => Node { facts: Arc::new(facts), asks: Asks::Nothing, held },
-            // It says itself that nobody listens there any more, so nothing is kept.
+            None => Node::new(facts),
+        };
+        let nothing = ByFamily::of(|_| Asks::Nothing);
+        let (standing, asks) = match verdict {
+            Verdict::Halves(judged) => (Standing::Peer, self.asks(&name, &mut node, judged)),
+            Verdict::Bad(fault) => (Standing::Bad(fault), nothing),
+            Verdict::Unmanaged => (Standing::Unmanaged, nothing),
             Verdict::Mismatch(theirs) => {
-                if let Some(held) = held {
-                    self.claims.release(&held.candidate);
-                }
-                Node { facts: Arc::new(facts), asks: Asks::Mismatch(theirs), held: None }
+                FAMILIES.into_iter().for_each(|family| self.release(&mut node, family));
+                (Standing::Mismatch(theirs), nothing)
             }
         };
+        node.standing = standing;
+        (node.sides.v4.asks, node.sides.v6.asks) = (asks.v4, asks.v6);
         self.nodes.insert(name, node);
         true
     }
 
+    /// What each family of a node asks for, after it was judged by itself.
+    fn asks(&mut self, name: &Arc<str>, node: &mut Node, judged: ByFamily<Judged>) -> ByFamily<Asks> {
+        let mut ask = |family, judged| match judged {
+            Judged::Bad(fault) => Asks::Bad(fault),
+            Judged::Good(candidate) if node.sides.get(family).held.as_deref() == Some(&candidate) => {
+                Asks::Held
+            }
+            Judged::Good(candidate) => {
+                self.waiting.insert(seniority(name, &node.facts, family));
+                Asks::Waiting(Arc::new(candidate))
+            }
+            Judged::Absent => {
+                self.release(node, family);
+                Asks::Nothing
+            }
+        };
+        ByFamily { v4: ask(Family::V4, judged.v4), v6: ask(Family::V6, judged.v6) }
+    }
+
     fn forget(&mut self, name: &str) -> bool {
-        let Some((name, node)) = self.nodes.remove_entry(name) else { return false };
-        self.before.entry(Arc::clone(&name)).or_insert_with(|| node.held.clone());
-        self.waiting.remove(&seniority(&name, &node.facts));
-        if let Some(held) = node.held {
-            self.claims.release(&held.candidate);
-        }
+        let Some((name, mut node)) = self.nodes.remove_entry(name) else { return false };
+        self.before.entry(Arc::clone(&name)).or_insert_with(|| node.holding());
+        self.unqueue(&name, &node.facts);
+        FAMILIES.into_iter().for_each(|family| self.release(&mut node, family));
         true
     }
 
     fn remember(&mut self, name: &Arc<str>) {
         if !self.before.contains_key(name) {
-            let held = self.nodes.get(name).and_then(|node| node.held.clone());
-            self.before.insert(Arc::clone(name), held);
+            let holding = self.nodes.get(name).map(Node::holding).unwrap_or_default();
+            self.before.insert(Arc::clone(name), holding);
         }
     }
 
-    /// Takes what a node holds away; if that is what it asks for, it waits for it again.
-    fn demote(&mut self, name: &Arc<str>) {
+    fn unqueue(&mut self, name: &Arc<str>, facts: &NodeFacts) {
+        for family in FAMILIES {
+            self.waiting.remove(&seniority(name, facts, family));
+        }
+    }
+
+    fn release(&mut self, node: &mut Node, family: Family) {
+        if let Some(held) = node.sides.get_mut(family).held.take() {
+            self.claims.release(family, &held);
+        }
+    }
+
+    /// Takes what one family of a node holds away; if that is what it asks for, it waits for it again.
+    fn demote(&mut self, name: &Arc<str>, family: Family) {
         self.remember(name);
         let Some(node) = self.nodes.get_mut(name) else { return };
-        let Some(held) = node.held.take() else { return };
-        self.claims.release(&held.candidate);
-        if node.asks == Asks::Held {
-            self.waiting.insert(seniority(name, &node.facts));
-            node.asks = Asks::Waiting(held.candidate);
+        let side = node.sides.get_mut(family);
+        let Some(held) = side.held.take() else { return };
+        self.claims.release(family, &held);
+        if side.asks == Asks::Held {
+            side.asks = Asks::Waiting(held);
+            self.waiting.insert(seniority(name, &node.facts, family));
         }
     }
 
@@ -234,83 +246,96 @@ impl LeaseIndex {
     /// ends.
     fn settle(&mut self) {
         loop {
-            let queue: Vec<_> = self.waiting.iter().map(|(_, _, name)| Arc::clone(name)).collect();
-            let served = queue.iter().filter(|name| self.serve(name)).count();
+            let queue: Vec<_> = self.waiting.iter().cloned().collect();
+            let served = queue.iter().filter(|turn| self.serve(turn)).count();
             if served == 0 {
                 return;
             }
         }
     }
 
-    /// Grants a waiting node what it asks for, if nobody is in the way.
-    fn serve(&mut self, name: &Arc<str>) -> bool {
-        let Some(Node { asks: Asks::Waiting(candidate), facts, .. }) = self.nodes.get(name) else {
-            return false;
-        };
-        let Ok(yielding) = self.obstacles(name, candidate) else { return false };
-        let (candidate, key) = (candidate.clone(), seniority(name, facts));
-        for other in &yielding {
-            self.demote(other);
+    /// Grants one who waits what it asks for, if nobody is in the way.
+    fn serve(&mut self, turn: &Seniority) -> bool {
+        let (_, _, name, family) = turn;
+        let asks = self.nodes.get(name).map(|node| &node.sides.get(*family).asks);
+        let Some(Asks::Waiting(candidate)) = asks else { return false };
+        let candidate = Arc::clone(candidate);
+        let Ok(yielding) = self.obstacles(name, *family, &candidate) else { return false };
+        for (other, family) in &yielding {
+            self.demote(other, *family);
         }
         self.remember(name);
-        let lease = candidate.public_ip.map(|public_ip| Arc::new(self.lease(name, public_ip, &candidate)));
-        self.waiting.remove(&key);
+        self.waiting.remove(turn);
         if let Some(node) = self.nodes.get_mut(name) {
-            if let Some(old) = node.held.take() {
-                self.claims.release(&old.candidate);
+            let side = node.sides.get_mut(*family);
+            if let Some(old) = side.held.take() {
+                self.claims.release(*family, &old);
             }
-            self.claims.take(name, &candidate);
-            node.asks = Asks::Held;
-            node.held = Some(Held { candidate, lease });
+            self.claims.take(name, *family, &candidate);
+            side.asks = Asks::Held;
+            side.held = Some(candidate);
         }
         true
     }
 
-    fn lease(&mut self, name: &Arc<str>, public_ip: IpAddr, candidate: &Candidate) -> Lease {
-        let next = PeerId(u32::try_from(self.ids.len()).unwrap_or(u32::MAX));
-        let id = *self.ids.entry(Arc::clone(name)).or_insert(next);
-        Lease {
-            id,
-            node: name.to_string(),
-            prefixes: candidate.prefixes.clone(),
-            public_ip,
-            addresses: candidate.addresses.clone(),
-            caps: candidate.caps.clone(),
-        }
-    }
-
-    /// The nodes that have to yield for `candidate`, or why it has to wait.
-    fn obstacles(&self, name: &Arc<str>, candidate: &Candidate) -> Result<Vec<Arc<str>>, Fault> {
+    /// The holders that have to yield for `candidate`, or why it has to wait.
+    fn obstacles(
+        &self,
+        name: &Arc<str>,
+        family: Family,
+        candidate: &Candidate,
+    ) -> Result<Vec<(Arc<str>, Family)>, Fault> {
         let mut yielding = Vec::new();
         if let Some(ip) = candidate.public_ip {
-            let field = self.nodes.get(name).map_or(PUBLIC_IP, |node| check::address_field(&node.facts));
-            let fault = |reason| Fault::new(field, &ip.to_string(), reason);
+            let field = || {
+                let facts = self.nodes.get(name).map(|node| &node.facts);
+                facts.map_or("", |facts| check::address_field(facts, &self.config.backend, family))
+            };
+            let fault = |reason| Fault::new(field(), &ip.to_string(), reason);
             if self.own_addresses.contains(&ip) {
                 return Err(fault(Reason::OwnAddress));
             }
-            if let Some(other) = self.claims.holder(ip).filter(|other| *other != name) {
-                if self.insists(other, |theirs| theirs.public_ip == Some(ip)) {
+            for (other, family) in self.others(name, ip) {
+                if self.insists(other, family, |theirs| theirs.public_ip == Some(ip)) {
                     return Err(fault(Reason::DuplicateAddress { with: other.to_string() }));
                 }
-                yielding.push(Arc::clone(other));
+                yielding.push((Arc::clone(other), family));
+            }
+        }
+        if let Some(mac) = candidate.vtep_mac {
+            let fault = |reason| Fault::new(check::data_field(family), &mac.to_string(), reason);
+            if *self.own_macs.get(family) == Some(mac) {
+                return Err(fault(Reason::OwnMac));
+            }
+            if let Some(other) = self.claims.owner_of(family, mac).filter(|other| *other != name) {
+                if self.insists(other, family, |theirs| theirs.vtep_mac == Some(mac)) {
+                    return Err(fault(Reason::DuplicateMac { with: other.to_string() }));
+                }
+                yielding.push((Arc::clone(other), family));
             }
         }
         for prefix in &candidate.prefixes {
             for other in self.claims.overlapping(*prefix).filter(|other| *other != name) {
-                if self.insists(other, |theirs| theirs.prefixes.iter().any(|p| p.overlaps(prefix))) {
+                if self.insists(other, family, |theirs| theirs.prefixes.iter().any(|p| p.overlaps(prefix))) {
                     let reason = Reason::Overlap { with: other.to_string() };
                     return Err(Fault::new(check::POD_CIDR, &prefix.to_string(), reason));
                 }
-                yielding.push(Arc::clone(other));
+                yielding.push((Arc::clone(other), family));
             }
         }
         Ok(yielding)
     }
 
+    /// What others than `name` hold of an address.
+    fn others(&self, name: &Arc<str>, ip: IpAddr) -> impl Iterator<Item = (&Arc<str>, Family)> {
+        let tenancy = self.claims.tenancy(ip).filter(|tenancy| tenancy.node != *name);
+        tenancy.into_iter().flat_map(|tenancy| tenancy.families().map(|family| (&tenancy.node, family)))
+    }
+
     /// Whether a holder still asks for what is wanted of it. Only good facts that wait for something
     /// else say otherwise.
-    fn insists(&self, holder: &Arc<str>, claims: impl Fn(&Candidate) -> bool) -> bool {
-        match self.nodes.get(holder).map(|node| &node.asks) {
+    fn insists(&self, holder: &Arc<str>, family: Family, claims: impl Fn(&Candidate) -> bool) -> bool {
+        match self.nodes.get(holder).map(|node| &node.sides.get(family).asks) {
             Some(Asks::Waiting(candidate)) => claims(candidate),
             _ => true,
         }
@@ -322,70 +347,36 @@ impl LeaseIndex {
         self.published = None;
         let mut change = Change { snapshot: true, ..Change::default() };
         for (name, before) in std::mem::take(&mut self.before) {
-            let after = self.nodes.get(&name).and_then(|node| node.held.as_ref());
-            if *name == *self.config.own_node {
-                change.own = before.as_ref() != after;
+            let node = self.nodes.get_mut(&name);
+            let after = node.as_deref().map(Node::holding).unwrap_or_default();
+            if before == after {
                 continue;
             }
-            match (before, after) {
-                (None, Some(_)) => change.added += 1,
-                (Some(_), None) => change.removed += 1,
-                (Some(before), Some(after)) if before != *after => change.changed += 1,
-                _ => {}
+            if *name == *self.config.own_node {
+                change.own = true;
+                continue;
+            }
+            let next = PeerId(u32::try_from(self.ids.len()).unwrap_or(u32::MAX));
+            let id = *self.ids.entry(Arc::clone(&name)).or_insert(next);
+            if let Some(node) = node {
+                node.lease = report::lease(id, &name, &after).map(Arc::new);
+            }
+            let none = Holding::default();
+            match (before == none, after == none) {
+                (true, _) => change.added += 1,
+                (_, true) => change.removed += 1,
+                _ => change.changed += 1,
             }
         }
         change
     }
-
-    fn build(&self) -> Snapshot {
-        let own = self.nodes.get(self.config.own_node.as_str());
-        let mut snapshot = Snapshot {
-            generation: self.generation,
-            own: OwnLease::Missing,
-            own_facts: own.map(|node| Arc::clone(&node.facts)),
-            peers: Vec::with_capacity(self.nodes.len()),
-            refused: Vec::new(),
-            mismatched: Vec::new(),
-        };
-        for (name, node) in &self.nodes {
-            snapshot.peers.extend(node.held.as_ref().and_then(|held| held.lease.clone()));
-            snapshot.refused.extend(self.refusal(name, node));
-            if let Asks::Mismatch(theirs) = &node.asks {
-                let (theirs, ours) = (theirs.clone(), self.config.backend_type);
-                snapshot.mismatched.push(Mismatch { node: name.to_string(), theirs, ours });
-            }
-        }
-        if let Some(own) = own {
-            snapshot.own = own_lease(own, snapshot.refused.iter().find(|r| r.node == self.config.own_node));
-        }
-        snapshot
-    }
-
-    fn refusal(&self, name: &Arc<str>, node: &Node) -> Option<Refusal> {
-        let Fault { field, value, reason } = match &node.asks {
-            Asks::Held | Asks::Mismatch(_) => return None,
-            Asks::Bad(fault) => fault.clone(),
-            Asks::Nothing if node.held.is_none() => return None,
-            Asks::Nothing => check::unmanaged(&node.facts),
-            Asks::Waiting(candidate) => self.obstacles(name, candidate).err()?,
-        };
-        Some(Refusal { node: name.to_string(), field, value, reason, kept: node.held.is_some() })
-    }
 }
 
-fn own_lease(own: &Node, refusal: Option<&Refusal>) -> OwnLease {
-    match (&own.held, refusal) {
-        (Some(held), _) => OwnLease::Ready(held.candidate.prefixes.clone()),
-        (None, Some(Refusal { reason: Reason::NoPodCidr, .. })) => OwnLease::NoPodCidr,
-        (None, Some(refusal)) => OwnLease::Bad(refusal.clone()),
-        (None, None) => OwnLease::Missing,
-    }
-}
+mod node;
+mod report;
 
-fn seniority(name: &Arc<str>, facts: &NodeFacts) -> Seniority {
-    (facts.created.is_none(), facts.created.clone().unwrap_or_default(), Arc::clone(name))
-}
-
+#[cfg(test)]
+mod families;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

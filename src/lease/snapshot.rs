@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use encap::Prefix;
+use encap::{Family, Prefix};
 
 use super::{Lease, NodeFacts};
 use crate::config::excerpt;
@@ -20,7 +20,8 @@ pub struct Snapshot {
     pub own_facts: Option<Arc<NodeFacts>>,
     /// Leases in force, sorted by node name. No two share an address.
     pub peers: Vec<Arc<Lease>>,
-    /// Nodes whose facts are not in force, our own included, sorted by name.
+    /// Nodes whose facts are not in force, our own included, sorted by name. A node of which both families are at fault
+    /// is there twice.
     pub refused: Vec<Refusal>,
     /// Nodes that run another backend, sorted by name.
     pub mismatched: Vec<Mismatch>,
@@ -29,7 +30,7 @@ pub struct Snapshot {
 /// What this node has been granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OwnLease {
-    /// These pod prefixes, at least one. If what the source says now is bad, they are the last good
+    /// These pod prefixes, at least one, IPv4 first. If what the source says now is bad, they are the last good
     /// ones, and [`Snapshot::refused`] holds the reason.
     Ready(Vec<Prefix>),
     /// The source has no Node of our name.
@@ -40,7 +41,7 @@ pub enum OwnLease {
     Bad(Refusal),
 }
 
-/// A node whose facts were refused. The others are not affected.
+/// A node of which something was refused: all of it, or one address family. The others are not affected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The Node's name.
@@ -51,7 +52,9 @@ pub struct Refusal {
     pub value: String,
     /// What is wrong.
     pub reason: Reason,
-    /// Whether the node's previous lease stays in force.
+    /// The family at fault, if the node has another that is not concerned.
+    pub family: Option<Family>,
+    /// Whether what it had before stays in force.
     pub kept: bool,
 }
 
@@ -64,16 +67,19 @@ pub enum Reason {
     BadPodCidr(String),
     /// A prefix outside the cluster network.
     OutsideNetwork {
-        /// The cluster networks, for people.
-        networks: String,
+        /// The cluster network of the family.
+        network: String,
     },
     /// A prefix that another node has a part of.
     Overlap {
         /// The node that keeps it.
         with: String,
     },
-    /// Neither a public-ip annotation nor an InternalIP.
-    NoAddress,
+    /// Neither an InternalIP nor this annotation, which would do instead.
+    NoAddress {
+        /// The annotation's name behind the prefix.
+        annotation: &'static str,
+    },
     /// A public-ip annotation that is not an address.
     BadAddress(String),
     /// An address nothing can be sent to.
@@ -82,6 +88,22 @@ pub enum Reason {
     OwnAddress,
     /// An address that another node has.
     DuplicateAddress {
+        /// The node that keeps it.
+        with: String,
+    },
+    /// A backend-data annotation that cannot be read.
+    BadBackendData(String),
+    /// A backend-data annotation without the address that VXLAN needs.
+    NoVtepMac,
+    /// A VXLAN device of another network.
+    OtherVni {
+        /// Our VNI.
+        ours: u32,
+    },
+    /// The address of our own VXLAN device.
+    OwnMac,
+    /// A VXLAN device's address that another node's device has.
+    DuplicateMac {
         /// The node that keeps it.
         with: String,
     },
@@ -101,11 +123,16 @@ impl Reason {
             Self::BadPodCidr(_) => "bad_pod_cidr",
             Self::OutsideNetwork { .. } => "outside_network",
             Self::Overlap { .. } => "overlap",
-            Self::NoAddress => "no_address",
+            Self::NoAddress { .. } => "no_address",
             Self::BadAddress(_) => "bad_address",
             Self::UnusableAddress(_) => "unusable_address",
             Self::OwnAddress => "own_address",
             Self::DuplicateAddress { .. } => "duplicate_address",
+            Self::BadBackendData(_) => "bad_backend_data",
+            Self::NoVtepMac => "no_vtep_mac",
+            Self::OtherVni { .. } => "other_vni",
+            Self::OwnMac => "own_mac",
+            Self::DuplicateMac { .. } => "duplicate_mac",
             Self::BadCapabilities(_) => "bad_capabilities",
             Self::TooManyPodCidrs => "too_many_pod_cidrs",
             Self::Unmanaged => "unmanaged",
@@ -113,7 +140,7 @@ impl Reason {
     }
 
     /// Every label [`Self::as_str`] can give, so that metrics can begin at 0.
-    pub const LABELS: [&'static str; 12] = [
+    pub const LABELS: [&'static str; 17] = [
         "no_pod_cidr",
         "bad_pod_cidr",
         "outside_network",
@@ -123,6 +150,11 @@ impl Reason {
         "unusable_address",
         "own_address",
         "duplicate_address",
+        "bad_backend_data",
+        "no_vtep_mac",
+        "other_vni",
+        "own_mac",
+        "duplicate_mac",
         "bad_capabilities",
         "too_many_pod_cidrs",
         "unmanaged",
@@ -139,14 +171,25 @@ impl Reason {
                 "take podCIDRs from the Network of net-conf.json, which has to be the controller manager's --cluster-cidr"
             }
             Self::Overlap { .. } => "give each node a podCIDR of its own; delete the Node that is no more",
-            Self::NoAddress => "let the kubelet report an InternalIP, or set the public-ip annotation",
+            Self::NoAddress { .. } => "let the kubelet report an InternalIP, or set the annotation",
             Self::BadAddress(_) | Self::UnusableAddress(_) => {
                 "set the public-ip annotation to an address other nodes can send to, or remove it"
             }
             Self::OwnAddress | Self::DuplicateAddress { .. } => {
                 "give each node a public-ip of its own; delete the Node that is no more"
             }
-            Self::BadCapabilities(_) => "remove the annotation; the node's daemon writes it anew",
+            Self::NoVtepMac => {
+                "restart that node's daemon, which writes it, or enable the address family there too"
+            }
+            Self::OtherVni { .. } => {
+                "run one Backend.VNI on all nodes: restart that node's daemon after changing net-conf.json"
+            }
+            Self::OwnMac | Self::DuplicateMac { .. } => {
+                "remove the annotation and the device of one of the two (ip link delete), and restart its daemon"
+            }
+            Self::BadBackendData(_) | Self::BadCapabilities(_) => {
+                "remove the annotation; the node's daemon writes it anew"
+            }
             Self::TooManyPodCidrs => "a node has at most one podCIDR per address family",
             Self::Unmanaged => {
                 "restart that node's daemon, which writes it anew, or delete the Node if it runs none"
@@ -159,15 +202,24 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPodCidr => f.write_str("is not assigned for any enabled address family"),
-            Self::BadPodCidr(why) | Self::BadAddress(why) | Self::BadCapabilities(why) => {
-                write!(f, "cannot be used: {why}")
-            }
-            Self::OutsideNetwork { networks } => write!(f, "is outside the cluster network {networks}"),
+            Self::BadPodCidr(why)
+            | Self::BadAddress(why)
+            | Self::BadBackendData(why)
+            | Self::BadCapabilities(why) => write!(f, "cannot be used: {why}"),
+            Self::OutsideNetwork { network } => write!(f, "is outside the cluster network {network}"),
             Self::Overlap { with } => write!(f, "overlaps the podCIDR of node {}", excerpt(with)),
-            Self::NoAddress => f.write_str("has no InternalIP, and there is no public-ip annotation"),
+            Self::NoAddress { annotation } => {
+                write!(f, "has no InternalIP for it, and there is no {annotation} annotation")
+            }
             Self::UnusableAddress(kind) => write!(f, "is {kind}"),
             Self::OwnAddress => f.write_str("is our own address"),
             Self::DuplicateAddress { with } => write!(f, "is the address of node {}", excerpt(with)),
+            Self::NoVtepMac => f.write_str("has no VtepMAC"),
+            Self::OtherVni { ours } => write!(f, "is of another network than ours, VNI {ours}"),
+            Self::OwnMac => f.write_str("is the address of our own device"),
+            Self::DuplicateMac { with } => {
+                write!(f, "is the address of the device of node {}", excerpt(with))
+            }
             Self::TooManyPodCidrs => f.write_str("has too many entries"),
             Self::Unmanaged => f.write_str("is not \"true\" any more"),
         }
@@ -180,13 +232,22 @@ impl fmt::Display for Refusal {
         write!(f, "node {}: {}", excerpt(&self.node), self.field)?;
         match (&self.reason, self.value.as_str()) {
             // What the value's own parser says names the value and the remedy already.
-            (Reason::BadPodCidr(why) | Reason::BadAddress(why) | Reason::BadCapabilities(why), _) => {
-                write!(f, ": {why}")?;
-            }
+            (
+                Reason::BadPodCidr(why)
+                | Reason::BadAddress(why)
+                | Reason::BadBackendData(why)
+                | Reason::BadCapabilities(why),
+                _,
+            ) => write!(f, ": {why}")?,
             (reason, "") => write!(f, " {reason}; {}", reason.remedy())?,
             (reason, value) => write!(f, " {} {reason}; {}", excerpt(value), reason.remedy())?,
         }
-        f.write_str(if self.kept { " (its previous lease stays in force)" } else { " (it has no lease)" })
+        match (self.family, self.kept) {
+            (None, true) => f.write_str(" (its previous lease stays in force)"),
+            (None, false) => f.write_str(" (it has no lease)"),
+            (Some(family), true) => write!(f, " (its previous {family} lease stays in force)"),
+            (Some(family), false) => write!(f, " (it has no {family} lease)"),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! case, a later duplicate wins, unknown keys pass. Unlike flannel we say so in a warning, and a
 //! value that cannot work is an error here rather than a strange network later.
 
+mod backend;
 mod error;
 mod json;
 mod object;
@@ -12,6 +13,7 @@ mod tests;
 
 use encap::{Prefix, SourceCheck};
 
+pub use backend::{BackendConf, TunnelMtuError, VxlanConf, VxlanMode};
 pub use error::{NetConfError, Warning};
 use json::Json;
 use object::Object;
@@ -33,25 +35,6 @@ pub struct NetConf {
     pub backend: BackendConf,
 }
 
-/// How packets get from node to node, with the settings of that way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BackendConf {
-    /// Plain IP packets in UDP, through flannel0 and this process.
-    Udp {
-        /// UDP port of every node of the cluster: a lease does not carry it.
-        port: u16,
-    },
-}
-
-/// UDP port of flannel's UDP backend.
-const UDP_PORT: u16 = 8285;
-
-/// Values of `Backend.Type` that work here.
-const BUILT: &[&str] = &["udp"];
-/// Values flannel knows beside those.
-const NOT_BUILT: &[&str] =
-    &["vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc"];
-
 /// Largest file that is read; a real one has some hundred bytes.
 const MAX_BYTES: usize = 1 << 20;
 
@@ -71,7 +54,6 @@ const KEYS: &[&str] = &[
     "Offload",
     "Backend",
 ];
-const UDP_KEYS: &[&str] = &["Type", "Port"];
 
 impl NetConf {
     /// Reads the text of a net-conf.json.
@@ -92,11 +74,11 @@ impl NetConf {
         if !ipv4 && !ipv6 {
             return Err(NetConfError::NoFamily);
         }
-        // Both are checked even when disabled: what is written should be right.
+        // Both are read even when disabled: what is written should be right. But k3s writes ::/0 for "none".
         let network = root.network("Network", true)?;
         let ipv6_network = root.network("IPv6Network", false)?;
         ignore_etcd_settings(&root)?;
-        let backend = backend(&root, &mut warnings)?;
+        let backend = BackendConf::parse(&root, ipv6, &mut warnings)?;
 
         let conf = Self {
             network: enabled(ipv4, network, "Network")?,
@@ -115,32 +97,18 @@ impl NetConf {
     }
 }
 
-impl BackendConf {
-    /// `Backend.Type`, as written in net-conf.json.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Udp { .. } => "udp",
-        }
-    }
-
-    /// The value of the `backend-type` annotation of a node that runs this backend. flannel's UDP
-    /// backend publishes an empty one.
-    pub fn annotation(&self) -> &'static str {
-        match self {
-            Self::Udp { .. } => "",
-        }
-    }
-}
-
 fn enabled(
     enabled: bool,
     network: Option<Prefix>,
     key: &'static str,
 ) -> Result<Option<Prefix>, NetConfError> {
     match (enabled, network) {
-        (true, None) => Err(NetConfError::NetworkMissing { key }),
-        (true, network) => Ok(network),
         (false, _) => Ok(None),
+        (true, None) => Err(NetConfError::NetworkMissing { key }),
+        (true, Some(value)) => match object::unusable(&value) {
+            Some(reason) => Err(NetConfError::Unusable { path: key.to_owned(), value, reason }),
+            None => Ok(network),
+        },
     }
 }
 
@@ -173,23 +141,5 @@ fn offload(root: &Object<'_>) -> Result<bool, NetConfError> {
         None | Some("auto") => Ok(true),
         Some("off") => Ok(false),
         Some(_) => Err(root.wrong_type("Offload", expected)),
-    }
-}
-
-fn backend(root: &Object<'_>, warnings: &mut Vec<Warning>) -> Result<BackendConf, NetConfError> {
-    let Some(json) = root.raw("Backend") else { return Ok(BackendConf::Udp { port: UDP_PORT }) };
-    let object = Object::new("Backend", json, UDP_KEYS, warnings)?;
-    let name = object.string("Type", "the name of a backend in quotes, such as \"udp\"")?.unwrap_or_default();
-    match name.to_ascii_lowercase().as_str() {
-        "" => Err(NetConfError::BackendTypeMissing { built: BUILT }),
-        "udp" => {
-            // An int in flannel, so 0 stands for "not set" neither there nor here.
-            let port = object.integer("Port", 1..=u64::from(u16::MAX))?;
-            Ok(BackendConf::Udp { port: port.and_then(|port| u16::try_from(port).ok()).unwrap_or(UDP_PORT) })
-        }
-        known if NOT_BUILT.contains(&known) => {
-            Err(NetConfError::BackendNotBuilt { name: known.to_owned(), built: BUILT })
-        }
-        _ => Err(NetConfError::BackendUnknown { value: name.to_owned(), built: BUILT }),
     }
 }

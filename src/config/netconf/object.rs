@@ -114,15 +114,12 @@ impl<'j> Object<'j> {
         if value.is_ipv4() != ipv4 {
             return Err(NetConfError::WrongFamily { path, value, ipv4 });
         }
-        match unusable(&value) {
-            Some(reason) => Err(NetConfError::Unusable { path, value, reason }),
-            None => Ok(Some(value)),
-        }
+        Ok(Some(value))
     }
 }
 
 /// Why a prefix cannot be a pod network, if it cannot: one route sends all of it into the tunnel.
-fn unusable(network: &Prefix) -> Option<&'static str> {
+pub(super) fn unusable(network: &Prefix) -> Option<&'static str> {
     let addr = network.addr();
     if network.len() == 0 {
         Some("is every address there is")

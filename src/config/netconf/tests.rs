@@ -67,6 +67,59 @@ fn dual_stack_and_ipv6_only() {
     assert_eq!(conf.ipv6_network, None, "a network of a family that is not enabled");
 }
 
+/// What k3s writes for a family that it does not use.
+#[test]
+fn the_network_of_a_disabled_family_may_be_anything_that_is_a_prefix() {
+    let (conf, warnings) = ok(r#"{"Network": "10.42.0.0/16", "EnableIPv6": false, "EnableIPv4": true,
+        "IPv6Network": "::/0", "Backend": {"Type": "vxlan"}}"#);
+    assert_eq!((conf.ipv6_network, warnings.len()), (None, 0));
+    assert!(error(r#"{"Network": "10.42.0.0/16", "IPv6Network": "::"}"#).contains("IPv6Network"));
+}
+
+#[test]
+fn vxlan_has_flannels_keys_and_defaults() {
+    let backend = |keys: &str| {
+        let (conf, warnings) =
+            ok(&format!(r#"{{"Network": "10.0.0.0/8", "Backend": {{"Type": "vxlan"{keys}}}}}"#));
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let BackendConf::Vxlan(conf) = conf.backend else { panic!("{conf:?}") };
+        conf
+    };
+    let default = VxlanConf {
+        vni: encap::Vni::FLANNEL,
+        port: 8472,
+        mtu: None,
+        gbp: false,
+        learning: false,
+        direct_routing: false,
+        mode: VxlanMode::Auto,
+    };
+    assert_eq!(backend(""), default);
+    assert_eq!(backend(r#", "Port": 0, "MTU": null, "MacPrefix": "0E-2A", "Name": "flannel.1""#), default);
+    assert_eq!(
+        backend(
+            r#", "vni": 4096, "port": 4789, "mtu": 1400, "gbp": true, "learning": true, "directrouting": true, "mode": "Kernel""#
+        ),
+        VxlanConf {
+            vni: encap::Vni::new(4096).unwrap(),
+            port: 4789,
+            mtu: Some(1400),
+            gbp: true,
+            learning: true,
+            direct_routing: true,
+            mode: VxlanMode::Kernel,
+        }
+    );
+}
+
+#[test]
+fn host_gw_has_no_settings_and_says_so_of_others() {
+    let (conf, warnings) = ok(r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw", "VNI": 1}}"#);
+    assert_eq!(conf.backend, BackendConf::HostGw);
+    assert_eq!((conf.backend.name(), conf.backend.annotation()), ("host-gw", "host-gw"));
+    assert_eq!(warnings, [r#"key "Backend.VNI" is unknown and ignored; remove it"#]);
+}
+
 #[test]
 fn host_bits_and_null_are_taken_as_go_takes_them() {
     let (conf, _) = ok(r#"{"Network": "10.244.1.2/16", "EnableIPv4": null, "SourceCheck": null}"#);
@@ -100,9 +153,12 @@ fn each_error_names_field_value_and_remedy() {
         (r#"{"Network": "10.0.0.0/8", "Backend": "udp"}"#, &["Backend is \"udp\"", "object in braces"]),
         (r#"{"Network": "10.0.0.0/8", "Backend": null}"#, &["Backend is null", "object in braces"]),
         (r#"{"Network": "10.0.0.0/8", "Backend": {}}"#, &["Backend.Type is missing", "\"Type\": \"udp\""]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": 1}}"#, &["Backend.Type is 1", "\"udp\""]),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": 1}}"#, &["Backend.Type is 1", "\"vxlan\""]),
         (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "nosuch"}}"#, &["\"nosuch\"", "no backend", "udp"]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "VXLAN"}}"#, &["\"vxlan\"", "not built", "udp"]),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "WireGuard"}}"#,
+            &["\"wireguard\"", "not built", "udp, vxlan"],
+        ),
         (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "tencent-vpc"}}"#, &["not built"]),
         (
             r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 65536}}"#,
@@ -114,6 +170,35 @@ fn each_error_names_field_value_and_remedy() {
         (
             r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": "8285"}}"#,
             &["Backend.Port is \"8285\"", "without quotes"],
+        ),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "VNI": 16777216}}"#,
+            &["Backend.VNI is 16777216", "1 to 16777215"],
+        ),
+        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "VNI": 0}}"#, &["Backend.VNI is 0"]),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "VNI": "1"}}"#,
+            &["Backend.VNI is \"1\"", "without quotes"],
+        ),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "MTU": 100}}"#,
+            &["Backend.MTU is 100", "576 to 65535"],
+        ),
+        (
+            r#"{"EnableIPv6": true, "EnableIPv4": false, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan", "MTU": 1300}}"#,
+            &["Backend.MTU is 1300", "1350 to 65535"],
+        ),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "Port": 65536}}"#,
+            &["Backend.Port is 65536"],
+        ),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "GBP": 1}}"#,
+            &["Backend.GBP is 1", "true or false"],
+        ),
+        (
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "Mode": "ebpf"}}"#,
+            &["Backend.Mode is \"ebpf\"", "\"userspace\""],
         ),
     ] {
         let got = error(text);

@@ -6,87 +6,122 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::tests::{OWN, index, networks};
+use super::tests::{OWN, config, vxlan};
 use super::*;
+use crate::lease::{Annotations, OwnLease};
 
-/// What one node asks for and holds.
-#[derive(Debug, Clone)]
-struct Entry {
-    facts: NodeFacts,
+/// What one family of a node asks for and holds.
+#[derive(Debug, Clone, Default)]
+struct Side {
     wants: Option<Candidate>,
     holds: Option<Candidate>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Model {
-    nodes: BTreeMap<String, Entry>,
+    config: IndexConfig,
+    facts: BTreeMap<String, NodeFacts>,
+    sides: BTreeMap<(String, Family), Side>,
 }
 
 impl Model {
+    fn new(config: IndexConfig) -> Self {
+        Self { config, facts: BTreeMap::new(), sides: BTreeMap::new() }
+    }
+
     fn take(&mut self, facts: &NodeFacts) {
-        let holds = self.nodes.get(&facts.name).and_then(|entry| entry.holds.clone());
         let verdict = if facts.name == OWN {
-            check::own(facts, &networks())
+            check::own(facts, &self.config)
         } else {
-            check::peer(facts, &networks(), "")
+            check::peer(facts, &self.config)
         };
-        let (wants, holds) = match verdict {
-            Verdict::Good(candidate) => (Some(candidate), holds),
-            Verdict::Bad(_) | Verdict::Unmanaged => (None, holds),
-            Verdict::Mismatch(_) => (None, None),
-        };
-        self.nodes.insert(facts.name.clone(), Entry { facts: facts.clone(), wants, holds });
+        for family in FAMILIES {
+            let side = self.sides.entry((facts.name.clone(), family)).or_default();
+            let judged = match &verdict {
+                Verdict::Halves(halves) => halves.get(family).clone(),
+                Verdict::Bad(fault) => Judged::Bad(fault.clone()),
+                Verdict::Unmanaged => Judged::Bad(check::unmanaged(facts)),
+                Verdict::Mismatch(_) => Judged::Absent,
+            };
+            match judged {
+                Judged::Good(candidate) => side.wants = Some(candidate),
+                Judged::Bad(_) => side.wants = None,
+                Judged::Absent => *side = Side::default(),
+            }
+        }
+        self.facts.insert(facts.name.clone(), facts.clone());
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.facts.remove(name);
+        self.sides.retain(|(node, _), _| node != name);
     }
 
     fn settle(&mut self) {
         loop {
+            let waits = |side: &Side| side.wants.is_some() && side.wants != side.holds;
             let mut queue: Vec<_> =
-                self.nodes.values().filter(|e| e.wants.is_some() && e.wants != e.holds).collect();
-            queue.sort_by_key(|e| (e.facts.created.is_none(), e.facts.created.clone(), e.facts.name.clone()));
-            let queue: Vec<_> = queue.into_iter().map(|e| e.facts.name.clone()).collect();
-            if !queue.iter().fold(false, |served, name| self.serve(name) | served) {
+                self.sides.iter().filter(|(_, side)| waits(side)).map(|(key, _)| key.clone()).collect();
+            queue.sort_by_key(|(name, family)| {
+                let created = self.facts[name].created.clone();
+                (created.is_none(), created, name.clone(), *family)
+            });
+            if !queue.iter().fold(false, |served, key| self.serve(key) | served) {
                 return;
             }
         }
     }
 
-    fn serve(&mut self, name: &str) -> bool {
-        let wanted = self.nodes[name].wants.clone().unwrap();
-        let in_the_way: Vec<String> = self
-            .nodes
-            .values()
-            .filter(|e| e.facts.name != name && e.holds.as_ref().is_some_and(|held| clash(held, &wanted)))
-            .map(|e| e.facts.name.clone())
+    fn serve(&mut self, key: &(String, Family)) -> bool {
+        let Some(wanted) = self.sides[key].wants.clone() else { return false };
+        let in_the_way: Vec<_> = self
+            .sides
+            .iter()
+            .filter(|((name, family), side)| {
+                *name != key.0 && side.holds.as_ref().is_some_and(|held| clash(*family, held, key.1, &wanted))
+            })
+            .map(|(other, _)| other.clone())
             .collect();
         // One insists if a claim of what is wanted is part of what it holds and of what it asks for.
-        let insists = |other: &String| {
-            let entry = &self.nodes[other];
-            let Some(held) = &entry.holds else { return false };
-            each_claim(&wanted)
-                .any(|claim| clash(held, &claim) && entry.wants.as_ref().is_none_or(|w| clash(w, &claim)))
+        let insists = |other: &(String, Family)| {
+            let Side { wants, holds } = &self.sides[other];
+            let has = |side: &Option<Candidate>, claim: &Candidate| {
+                side.as_ref().is_some_and(|side| clash(other.1, side, key.1, claim))
+            };
+            each_claim(&wanted).any(|claim| has(holds, &claim) && (wants.is_none() || has(wants, &claim)))
         };
         if in_the_way.iter().any(insists) {
             return false;
         }
         for other in in_the_way {
-            self.nodes.get_mut(&other).unwrap().holds = None;
+            self.sides.get_mut(&other).unwrap().holds = None;
         }
-        self.nodes.get_mut(name).unwrap().holds = Some(wanted);
+        self.sides.get_mut(key).unwrap().holds = Some(wanted);
         true
+    }
+
+    fn view(&self) -> Vec<Row> {
+        let rows = self.sides.iter().filter_map(|((name, family), side)| {
+            let held = side.holds.clone()?;
+            Some((name.clone(), *family, held.prefixes, held.public_ip, held.vtep_mac))
+        });
+        rows.collect()
     }
 }
 
-fn clash(a: &Candidate, b: &Candidate) -> bool {
+fn clash(family: Family, a: &Candidate, other: Family, b: &Candidate) -> bool {
     (a.public_ip.is_some() && a.public_ip == b.public_ip)
+        || (family == other && a.vtep_mac.is_some() && a.vtep_mac == b.vtep_mac)
         || a.prefixes.iter().any(|a| b.prefixes.iter().any(|b| a.overlaps(b)))
 }
 
 /// A candidate taken apart into candidates of one claim each.
 fn each_claim(candidate: &Candidate) -> impl Iterator<Item = Candidate> {
-    let empty = Candidate { prefixes: Vec::new(), public_ip: None, addresses: Vec::new(), caps: None };
+    let empty = Candidate::default();
     let prefixes = candidate.prefixes.iter().map(|p| Candidate { prefixes: vec![*p], ..empty.clone() });
     let address = candidate.public_ip.map(|ip| Candidate { public_ip: Some(ip), ..empty.clone() });
-    prefixes.chain(address).collect::<Vec<_>>().into_iter()
+    let mac = candidate.vtep_mac.map(|mac| Candidate { vtep_mac: Some(mac), ..empty.clone() });
+    prefixes.chain(address).chain(mac).collect::<Vec<_>>().into_iter()
 }
 
 #[derive(Debug, Clone)]
@@ -96,31 +131,46 @@ enum Step {
     Reset(Vec<NodeFacts>),
 }
 
+/// The annotation of one VXLAN device: mostly good, sometimes nobody's.
+fn backend_data() -> impl Strategy<Value = Option<String>> {
+    prop_oneof![
+        8 => (0u8..4).prop_map(|i| Some(format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:00:0{i}"}}"#))),
+        1 => Just(Some(r#"{"VNI":2,"VtepMAC":"02:00:00:00:00:01"}"#.to_owned())),
+        1 => Just(Some("garbage".to_owned())),
+        1 => Just(None),
+    ]
+}
+
 /// Few values, so that they meet.
 fn facts() -> impl Strategy<Value = NodeFacts> {
     let name = prop_oneof![Just(OWN), Just("a"), Just("b"), Just("c"), Just("d"), Just("e")];
     let cidr = prop_oneof![
-        4 => (0u8..4).prop_map(|i| vec![format!("10.244.{i}.0/24")]),
+        2 => (0u8..4).prop_map(|i| vec![format!("10.244.{i}.0/24")]),
         1 => (0u8..2).prop_map(|i| vec![format!("10.244.{}.0/23", i * 2)]),
         1 => (0u8..8).prop_map(|i| vec![format!("10.244.{}.{}/25", i / 2, i % 2 * 128)]),
-        1 => (0u8..4, 0u8..4).prop_map(|(i, j)| vec![format!("10.244.{i}.0/24"), format!("fd00:10:244:{j}::/64")]),
+        4 => (0u8..4, 0u8..4).prop_map(|(i, j)| vec![format!("10.244.{i}.0/24"), format!("fd00:10:244:{j}::/64")]),
+        1 => (0u8..4).prop_map(|j| vec![format!("fd00:10:244:{j}::/64")]),
+        1 => (0u8..4).prop_map(|i| vec![format!("10.244.{i}.0/24"), "fd99::/64".to_owned()]),
         1 => Just(vec!["10.99.0.0/24".to_owned()]),
         1 => Just(Vec::new()),
     ];
-    let address =
+    let v4 =
         prop_oneof![8 => (1u8..6).prop_map(|i| format!("192.168.77.{i}")), 1 => Just("127.0.0.1".to_owned())];
-    let backend = prop_oneof![8 => Just(None), 1 => Just(Some("vxlan".to_owned()))];
+    let v6 = prop_oneof![4 => (1u8..6).prop_map(|i| Some(format!("fd77::{i}"))), 1 => Just(None)];
+    let backend_type =
+        prop_oneof![4 => Just(None), 2 => Just(Some(String::new())), 6 => Just(Some("vxlan".to_owned()))];
     let created = prop_oneof![Just(None), (1u8..4).prop_map(|i| Some(format!("2026-01-0{i}T00:00:00Z")))];
-    (name, cidr, address, backend, created).prop_map(|(name, pod_cidrs, address, backend_type, created)| {
-        NodeFacts {
+    let data = (backend_data(), backend_data());
+    (name, cidr, v4, v6, backend_type, data, created).prop_map(
+        |(name, pod_cidrs, v4, v6, backend_type, (backend_data, backend_v6_data), created)| NodeFacts {
             name: name.to_owned(),
             created,
             pod_cidrs,
-            internal_ips: vec![address.parse().unwrap()],
-            annotations: crate::lease::Annotations { backend_type, ..Default::default() },
+            internal_ips: [Some(v4), v6].into_iter().flatten().map(|ip| ip.parse().unwrap()).collect(),
+            annotations: Annotations { backend_type, backend_data, backend_v6_data, ..Default::default() },
             ..NodeFacts::default()
-        }
-    })
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -138,45 +188,65 @@ fn list() -> impl Strategy<Value = Vec<NodeFacts>> {
     })
 }
 
-fn view(snapshot: &Snapshot) -> Vec<(String, Vec<Prefix>, Option<IpAddr>)> {
-    let mut out: Vec<_> =
-        snapshot.peers.iter().map(|l| (l.node.clone(), l.prefixes.clone(), Some(l.public_ip))).collect();
+/// Name, family, prefixes, public address, VTEP address.
+type Row = (String, Family, Vec<Prefix>, Option<IpAddr>, Option<MacAddr>);
+
+fn view(snapshot: &Snapshot) -> Vec<Row> {
+    let rows = snapshot.peers.iter().flat_map(|lease| {
+        lease.halves.iter().filter_map(|(family, half)| {
+            let half = half.as_ref()?;
+            Some((lease.node.clone(), family, half.prefixes.clone(), Some(half.public_ip), half.vtep_mac))
+        })
+    });
+    let mut out: Vec<_> = rows.collect();
     if let OwnLease::Ready(prefixes) = &snapshot.own {
-        out.push((OWN.to_owned(), prefixes.clone(), None));
+        for family in FAMILIES {
+            let of_family = prefixes.iter().copied().filter(|prefix| Family::of(prefix.addr()) == family);
+            let of_family: Vec<_> = of_family.collect();
+            if !of_family.is_empty() {
+                out.push((OWN.to_owned(), family, of_family, None, None));
+            }
+        }
     }
     out.sort();
     out
 }
 
 /// What holds whatever happened.
-fn check_invariants(snapshot: &Snapshot) -> Result<(), TestCaseError> {
+fn check_invariants(snapshot: &Snapshot, config: &IndexConfig) -> Result<(), TestCaseError> {
     let view = view(snapshot);
-    for (i, (name, prefixes, ip)) in view.iter().enumerate() {
+    for (i, (name, family, prefixes, ip, mac)) in view.iter().enumerate() {
         for prefix in prefixes {
-            prop_assert!(networks().iter().any(|network| network.covers(prefix)));
+            prop_assert!(config.networks.iter().any(|network| network.covers(prefix)));
+            prop_assert_eq!(Family::of(prefix.addr()), *family);
         }
-        for (other, others, other_ip) in &view[i + 1..] {
-            prop_assert!(
-                !prefixes.iter().any(|a| others.iter().any(|b| a.overlaps(b))),
-                "{} and {}",
-                name,
-                other
-            );
-            prop_assert!(ip.is_none() || ip != other_ip, "{} and {}", name, other);
+        for (other, other_family, others, other_ip, other_mac) in &view[i + 1..] {
+            let overlap = prefixes.iter().any(|a| others.iter().any(|b| a.overlaps(b)));
+            prop_assert!(!overlap, "{} and {}", name, other);
+            prop_assert!(name == other || ip.is_none() || ip != other_ip, "{} and {}", name, other);
+            let one_device = family == other_family && mac.is_some() && mac == other_mac;
+            prop_assert!(!one_device, "{} and {}", name, other);
         }
     }
     prop_assert!(snapshot.peers.is_sorted_by_key(|lease| &lease.node));
     prop_assert!(snapshot.refused.is_sorted_by_key(|refusal| &refusal.node));
-    for refusal in &snapshot.refused {
-        prop_assert_eq!(refusal.kept, view.iter().any(|(name, ..)| *name == refusal.node));
+    for refusal in snapshot.refused.iter().filter(|refusal| refusal.kept) {
+        prop_assert!(view.iter().any(|(name, ..)| *name == refusal.node));
     }
     Ok(())
 }
 
+fn config_of(over_vxlan: bool) -> IndexConfig {
+    if over_vxlan { vxlan() } else { config() }
+}
+
 proptest! {
     #[test]
-    fn any_history_gives_what_the_model_gives(steps in proptest::collection::vec(step(), 1..40)) {
-        let (mut index, mut model) = (index(), Model::default());
+    fn any_history_gives_what_the_model_gives(
+        over_vxlan: bool, steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        let config = config_of(over_vxlan);
+        let (mut index, mut model) = (LeaseIndex::new(config.clone()), Model::new(config.clone()));
         let mut last = index.snapshot();
         let mut ids: BTreeMap<String, PeerId> = BTreeMap::new();
         for step in steps {
@@ -186,23 +256,22 @@ proptest! {
                     index.apply(*facts)
                 }
                 Step::Delete(name) => {
-                    model.nodes.remove(&name);
+                    model.forget(&name);
                     index.delete(&name)
                 }
                 Step::Reset(list) => {
-                    model.nodes.retain(|name, _| list.iter().any(|facts| facts.name == *name));
+                    let gone: Vec<_> =
+                        model.facts.keys().filter(|name| !list.iter().any(|f| f.name == **name)).cloned().collect();
+                    gone.iter().for_each(|name| model.forget(name));
                     list.iter().for_each(|facts| model.take(facts));
                     index.reset(list)
                 }
             };
             model.settle();
             let snapshot = index.snapshot();
-            check_invariants(&snapshot)?;
+            check_invariants(&snapshot, &config)?;
 
-            let want: Vec<_> = model.nodes.iter()
-                .filter_map(|(name, entry)| entry.holds.clone().map(|held| (name.clone(), held.prefixes, held.public_ip)))
-                .collect();
-            prop_assert_eq!(view(&snapshot), want);
+            prop_assert_eq!(view(&snapshot), model.view());
 
             let before: BTreeMap<_, _> = last.peers.iter().map(|l| (&l.node, l)).collect();
             let after: BTreeMap<_, _> = snapshot.peers.iter().map(|l| (&l.node, l)).collect();
@@ -225,13 +294,14 @@ proptest! {
     }
 
     #[test]
-    fn a_first_list_may_come_in_any_order(list in list(), swaps in proptest::collection::vec(any::<(Index, Index)>(), 0..8)) {
+    fn a_first_list_may_come_in_any_order(over_vxlan: bool, list in list(), swaps in proptest::collection::vec(any::<(Index, Index)>(), 0..8)) {
         let mut shuffled = list.clone();
         for (a, b) in swaps {
             if !list.is_empty() {
                 shuffled.swap(a.index(list.len()), b.index(list.len()));
             }
         }
+        let index = || LeaseIndex::new(config_of(over_vxlan));
         let (mut one, mut other) = (index(), index());
         one.reset(list);
         other.reset(shuffled);
@@ -239,13 +309,14 @@ proptest! {
     }
 
     #[test]
-    fn nodes_that_do_not_clash_may_come_in_any_order(list in list(), swaps in proptest::collection::vec(any::<(Index, Index)>(), 0..8)) {
+    fn nodes_that_do_not_clash_may_come_in_any_order(over_vxlan: bool, list in list(), swaps in proptest::collection::vec(any::<(Index, Index)>(), 0..8)) {
+        let index = || LeaseIndex::new(config_of(over_vxlan));
         // Whoever was refused for the sake of another is left out.
         let mut first = index();
         first.reset(list.clone());
         let refused = &first.snapshot().refused;
         let clashes = |name: &str| {
-            refused.iter().any(|r| r.node == name && ["overlap", "duplicate_address"].contains(&r.reason.as_str()))
+            refused.iter().any(|r| r.node == name && ["overlap", "duplicate_address", "duplicate_mac"].contains(&r.reason.as_str()))
         };
         let list: Vec<_> = list.into_iter().filter(|facts| !clashes(&facts.name)).collect();
         let mut whole = index();

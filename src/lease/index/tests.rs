@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::*;
-use crate::lease::{Annotations, LodenCaps};
+use crate::lease::{Annotations, Half, Lease, LodenCaps, OwnLease};
 
 pub(super) const OWN: &str = "own";
 
@@ -11,14 +11,25 @@ pub(super) fn networks() -> Vec<Prefix> {
 }
 
 pub(super) fn config() -> IndexConfig {
-    IndexConfig { own_node: OWN.to_owned(), networks: networks(), backend_type: "", managed_only: false }
+    IndexConfig {
+        own_node: OWN.to_owned(),
+        networks: networks(),
+        backend: BackendConf::Udp { port: 8285 },
+        managed_only: false,
+    }
 }
 
-pub(super) fn index() -> LeaseIndex {
+pub(super) fn vxlan() -> IndexConfig {
+    let conf = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    let (conf, _) = crate::config::netconf::NetConf::parse(conf).unwrap();
+    IndexConfig { backend: conf.backend, ..config() }
+}
+
+fn index() -> LeaseIndex {
     LeaseIndex::new(config())
 }
 
-fn node(name: &str, cidr: &str, ip: &str) -> NodeFacts {
+pub(super) fn node(name: &str, cidr: &str, ip: &str) -> NodeFacts {
     let ips: Vec<IpAddr> = ip.parse().into_iter().collect();
     NodeFacts {
         name: name.to_owned(),
@@ -40,13 +51,17 @@ fn names(snapshot: &Snapshot) -> Vec<&str> {
     snapshot.peers.iter().map(|lease| lease.node.as_str()).collect()
 }
 
-fn peer(snapshot: &Snapshot, name: &str) -> Arc<Lease> {
+pub(super) fn peer(snapshot: &Snapshot, name: &str) -> Arc<Lease> {
     Arc::clone(
         snapshot.peers.iter().find(|lease| lease.node == name).unwrap_or_else(|| panic!("{snapshot:#?}")),
     )
 }
 
-fn reasons(snapshot: &Snapshot) -> Vec<(&str, &str, bool)> {
+fn v4(snapshot: &Snapshot, name: &str) -> Half {
+    peer(snapshot, name).halves.v4.clone().unwrap()
+}
+
+pub(super) fn reasons(snapshot: &Snapshot) -> Vec<(&str, &str, bool)> {
     snapshot.refused.iter().map(|r| (r.node.as_str(), r.reason.as_str(), r.kept)).collect()
 }
 
@@ -74,7 +89,7 @@ fn nodes_come_change_and_go() {
     assert!(moved.moves_packets());
     let second = index.snapshot();
     assert!(second.generation > first.generation);
-    assert_eq!(peer(&second, "a").public_ip.to_string(), "192.168.77.4");
+    assert_eq!(v4(&second, "a").public_ip.to_string(), "192.168.77.4");
     assert!(Arc::ptr_eq(&peer(&first, "b"), &peer(&second, "b")));
 
     assert_eq!(index.delete("a"), Change { removed: 1, snapshot: true, ..Change::default() });
@@ -125,6 +140,7 @@ fn a_bad_node_is_refused_by_reason_and_the_others_stand() {
         (node("x", "10.244.9.0/24", "::1"), "unusable_address"),
         (node("x", "10.244.9.0/24", "ff02::1"), "unusable_address"),
         (node("x", "10.244.9.0/24", "fe80::1"), "unusable_address"),
+        (node("x", "10.244.9.0/24", "169.254.7.7"), "unusable_address"),
         (annotated("x", "10.244.9.0/24", &[("public-ip", "nowhere\x1b[2J")]), "bad_address"),
         (annotated("x", "10.244.9.0/24", &[("public-ipv6", "10.0.0.1")]), "bad_address"),
         (annotated("x", "10.244.9.0/24", &[("loden", "{")]), "bad_capabilities"),
@@ -212,7 +228,8 @@ fn only_enabled_families_count() {
     let dual = vec!["fd00:9::/64".to_owned(), "10.244.2.0/24".to_owned()];
     index.apply(NodeFacts { pod_cidrs: dual, ..node("a", "", "192.168.77.2") });
     index.apply(node("b", "fd00:9::/64", "192.168.77.3"));
-    assert_eq!(peer(&index.snapshot(), "a").prefixes, ["10.244.2.0/24".parse().unwrap()]);
+    assert_eq!(v4(&index.snapshot(), "a").prefixes, ["10.244.2.0/24".parse().unwrap()]);
+    assert_eq!(peer(&index.snapshot(), "a").halves.v6, None);
     assert_eq!(reasons(&index.snapshot()), [("b", "no_pod_cidr", false)]);
 }
 
@@ -275,7 +292,7 @@ fn public_ip_first_then_all_other_addresses_that_can_send() {
     facts.internal_ips = vec!["192.168.77.2".parse().unwrap()];
     index.apply(facts.clone());
     let lease = peer(&index.snapshot(), "a");
-    assert_eq!(lease.public_ip.to_string(), "203.0.113.2");
+    assert_eq!(v4(&index.snapshot(), "a").public_ip.to_string(), "203.0.113.2");
     let addresses: Vec<_> = lease.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["203.0.113.2", "2001:db8::2", "192.168.77.2"]);
     assert_eq!(lease.caps, Some(LodenCaps { mtu: 1400, ..LodenCaps::default() }));
@@ -310,8 +327,8 @@ fn two_nodes_that_swap_do_not_block_each_other() {
     assert_eq!(change.changed, 2);
     let snapshot = index.snapshot();
     assert!(snapshot.refused.is_empty());
-    assert_eq!(peer(&snapshot, "a").public_ip.to_string(), "192.168.77.3");
-    assert_eq!(peer(&snapshot, "b").public_ip.to_string(), "192.168.77.2");
+    assert_eq!(v4(&snapshot, "a").public_ip.to_string(), "192.168.77.3");
+    assert_eq!(v4(&snapshot, "b").public_ip.to_string(), "192.168.77.2");
 
     let swapped =
         vec![node("a", "10.244.3.0/24", "192.168.77.3"), node("b", "10.244.2.0/24", "192.168.77.2")];
