@@ -15,6 +15,8 @@ need() { # program package...
 
 need ip iproute2
 need nft nftables
+need iptables-nft-restore iptables
+need iptables-legacy-restore iptables
 need ethtool ethtool
 need cc gcc libc6-dev
 # A compiler without the headers of the C library compiles nothing.

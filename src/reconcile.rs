@@ -34,8 +34,8 @@ pub struct Pass {
     pub done: Vec<Op>,
     /// The steps undid somebody else's change, rather than following one of ours.
     pub repair: bool,
-    /// A chain of somebody else that drops forwarded packets by default.
-    pub forward_drop: Option<String>,
+    /// What keeps traffic rules from working although they are in force, a sentence each.
+    pub firewall_troubles: Vec<String>,
     /// Why the kernel does not hold the desired state; empty when it does.
     pub errors: Vec<String>,
 }
@@ -89,8 +89,13 @@ pub async fn run<K: Kernel>(
 }
 
 async fn pass<K: Kernel>(kernel: &mut K, goal: &Goal, settled: Option<&Desired>) -> Pass {
-    let mut pass =
-        Pass { desired: None, done: Vec::new(), repair: false, forward_drop: None, errors: Vec::new() };
+    let mut pass = Pass {
+        desired: None,
+        done: Vec::new(),
+        repair: false,
+        firewall_troubles: Vec::new(),
+        errors: Vec::new(),
+    };
     let watched = Watched { external: goal.external, tunnel: goal.intent.tunnel.clone() };
     let observed = match kernel.observe(&watched).await {
         Ok(observed) => observed,
@@ -99,7 +104,6 @@ async fn pass<K: Kernel>(kernel: &mut K, goal: &Goal, settled: Option<&Desired>)
             return pass;
         }
     };
-    pass.forward_drop.clone_from(&observed.forward_drop);
     let desired = match want(goal, &observed, settled) {
         Ok(desired) => desired,
         Err(text) => {
@@ -108,6 +112,7 @@ async fn pass<K: Kernel>(kernel: &mut K, goal: &Goal, settled: Option<&Desired>)
         }
     };
     pass.repair = settled == Some(&desired);
+    pass.firewall_troubles = observed.firewall.troubles(&desired.firewall);
     for op in diff(&desired, &observed) {
         match kernel.apply(&op).await {
             Ok(()) => pass.done.push(op),
@@ -140,7 +145,8 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::plan::{FirewallState, LinkState, Masquerade, TunnelState};
+    use crate::plan::firewall::{Firewall, FirewallOp, FirewallState, Held, Manager, Masquerade};
+    use crate::plan::{LinkState, TunnelState};
     use crate::ports::KernelError;
 
     /// A kernel with one device, on which a test can do what an operator would.
@@ -150,8 +156,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let external = Some(LinkState { index: 2, mtu: 1500, queue_len: 1000, up: true });
-            let empty =
-                Observed { external, tunnel: None, firewall: FirewallState::Absent, forward_drop: None };
+            let empty = Observed { external, tunnel: None, firewall: FirewallState::default() };
             Self(Rc::new(RefCell::new(empty)), Rc::default(), Rc::default())
         }
 
@@ -173,8 +178,10 @@ mod tests {
             let mut state = self.0.borrow_mut();
             match op {
                 Op::OpenTunnel { .. } => state.tunnel = Some(TunnelState::default()),
-                Op::InstallFirewall(rules) => state.firewall = FirewallState::InForce(rules.clone()),
-                Op::RemoveFirewall => state.firewall = FirewallState::Absent,
+                Op::Firewall(FirewallOp::Install(home, rules)) => {
+                    state.firewall.homes.insert(*home, Held::InForce(*rules));
+                }
+                Op::Firewall(_) => {}
                 _ => {
                     let tunnel = state.tunnel.as_mut().expect("no device");
                     match op {
@@ -190,7 +197,7 @@ mod tests {
                         Op::AddRoute { to, .. } => {
                             tunnel.routes.insert(*to);
                         }
-                        Op::OpenTunnel { .. } | Op::InstallFirewall(_) | Op::RemoveFirewall => {}
+                        Op::OpenTunnel { .. } | Op::Firewall(_) => {}
                     }
                 }
             }
@@ -203,15 +210,22 @@ mod tests {
     }
 
     fn goal() -> Goal {
+        let networks = vec!["10.244.0.0/16".parse().unwrap()];
+        let own_prefixes = vec!["10.244.1.0/24".parse().unwrap()];
         Goal {
             intent: Intent {
                 tunnel: "flannel0".into(),
                 encapsulation: encap::Encapsulation::Udp,
                 underlay: encap::Family::V4,
-                networks: vec!["10.244.0.0/16".parse().unwrap()],
-                own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
-                masquerade: Some(Masquerade { fully_random: true }),
-                forward: true,
+                firewall: Firewall::new(
+                    Manager::Iptables,
+                    &networks,
+                    &own_prefixes,
+                    Some(Masquerade { fully_random: true }),
+                    true,
+                ),
+                networks,
+                own_prefixes,
             },
             external: 2,
         }

@@ -37,7 +37,7 @@ pub fn enter() -> Result<Privilege> {
     if let Some(privilege) = ENTERED.get() {
         return Ok(*privilege);
     }
-    for program in ["ip", "nft"] {
+    for program in ["ip", "nft", "iptables-nft-save"] {
         if find_program(program).is_none() {
             bail!("`{program}` is not installed; `make setup` installs what the lab needs");
         }

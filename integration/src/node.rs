@@ -199,12 +199,33 @@ impl Node {
         Ok(shown.status.success().then(|| String::from_utf8_lossy(&shown.stdout).into_owned()))
     }
 
-    /// Whether `nft list tables` shows our table.
+    /// Whether anything under our names or flannel's is in nftables, iptables over nf_tables included.
     ///
     /// # Errors
     /// When `nft` cannot be run.
     pub fn has_firewall(&self) -> Result<bool> {
-        Ok(self.ns.command("nft").args(["list", "tables"]).run()?.contains("table inet loden"))
+        let ruleset = self.ns.command("nft").args(["list", "ruleset"]).run()?;
+        Ok(["FLANNEL-", "flannel-ipv", "inet loden"].iter().any(|name| ruleset.contains(name)))
+    }
+
+    /// What an `iptables-save` such as `iptables-nft-save` prints of both tables that flannel uses, without the
+    /// comments and counters that differ each time.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn iptables_save(&self, program: &str) -> Result<String> {
+        let save = |table| self.ns.command(program).args(["-t", table]).run();
+        let text = format!("{}{}", save("filter")?, save("nat")?);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        Ok(lines
+            .map(|line| {
+                format!(
+                    "{}
+",
+                    line.split(" [").next().unwrap_or(line)
+                )
+            })
+            .collect())
     }
 }
 

@@ -33,6 +33,7 @@ pub struct Builder {
     mtu: u32,
     wire: Wire,
     backend: String,
+    nftables: bool,
     launch: fn(Launch) -> Launch,
 }
 
@@ -72,6 +73,13 @@ impl Builder {
         self
     }
 
+    /// Sets `EnableNFTables`: rules in nftables instead of iptables.
+    #[must_use]
+    pub fn nftables(mut self) -> Self {
+        self.nftables = true;
+        self
+    }
+
     /// Changes every daemon's command line.
     #[must_use]
     pub fn launch(mut self, change: fn(Launch) -> Launch) -> Self {
@@ -85,8 +93,7 @@ impl Builder {
     /// When the lab was not entered, or the kernel refuses a part.
     pub fn build(self) -> Result<Cluster> {
         let dir = lab::fresh_dir("cluster")?;
-        let net_conf = format!("{{\"Network\": \"{NETWORK}\", \"Backend\": {}}}\n", self.backend);
-        std::fs::write(dir.join("net-conf.json"), net_conf)?;
+        self.write_net_conf(&dir)?;
         let switch = Netns::new("switch")?;
         switch.ip(&format!(
             "link add br0 mtu {mtu} type bridge\naddr add {GATEWAY}/24 dev br0\n\
@@ -101,6 +108,14 @@ impl Builder {
         }
         cluster.publish()?;
         Ok(cluster)
+    }
+
+    fn write_net_conf(&self, dir: &Path) -> Result<()> {
+        let (backend, nftables) = (&self.backend, self.nftables);
+        let text = format!(
+            "{{\"Network\": \"{NETWORK}\", \"EnableNFTables\": {nftables}, \"Backend\": {backend}}}\n"
+        );
+        std::fs::write(dir.join("net-conf.json"), text).context("write net-conf.json")
     }
 
     /// Builds everything, starts a daemon in each node, waits until all are ready, then attaches the pods with the
@@ -138,6 +153,7 @@ impl Cluster {
             mtu: 1500,
             wire: Wire::PassThrough,
             backend: "{\"Type\": \"udp\"}".to_owned(),
+            nftables: false,
             launch: |launch| launch,
         }
     }
@@ -179,6 +195,15 @@ impl Cluster {
     /// The namespace of the underlay's bridge.
     pub fn switch(&self) -> &Netns {
         &self.switch
+    }
+
+    /// Has daemons that start from now on keep their rules in nftables, or in iptables.
+    ///
+    /// # Errors
+    /// When net-conf.json cannot be written.
+    pub fn set_nftables(&mut self, nftables: bool) -> Result<()> {
+        self.spec.nftables = nftables;
+        self.spec.write_net_conf(&self.dir)
     }
 
     /// The directory that holds net-conf.json, the nodes file and each node's run files.

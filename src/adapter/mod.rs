@@ -5,14 +5,17 @@
 pub(crate) mod allocations;
 pub mod control;
 pub mod file;
+pub mod firewall;
 pub mod http;
 pub mod interfaces;
+mod iptables;
 pub mod kube;
 pub mod lock;
 pub mod mmsg;
 pub mod netlink;
-pub mod nft;
+mod nft;
 pub mod nodes_file;
+mod program;
 pub mod tun;
 mod tun_frames;
 pub mod udp;

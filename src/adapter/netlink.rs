@@ -16,7 +16,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, 
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 
-use super::nft::{self, Firewall, FirewallEvents};
+use super::firewall::Firewall;
 use super::tun::TunDevice;
 use crate::config::offload::Features;
 use crate::plan::{LinkState, Observed, Op, TunnelState};
@@ -29,7 +29,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub struct LinuxKernel {
     handle: Handle,
     firewall: Firewall,
-    firewall_events: FirewallEvents,
     route_events: mpsc::Receiver<Touched>,
     /// The tunnel device that this process holds; the data path has clones of it.
     tunnel: Option<TunDevice>,
@@ -58,14 +57,14 @@ impl LinuxKernel {
     /// device whose index comes out of `failed` is opened again.
     pub fn new(
         handle: Handle,
+        firewall: Firewall,
         tunnel: TunDevice,
         opened: mpsc::UnboundedSender<TunDevice>,
         failed: mpsc::UnboundedReceiver<u32>,
     ) -> Result<Self> {
         Ok(Self {
             handle,
-            firewall: Firewall::default(),
-            firewall_events: FirewallEvents::subscribe().context("cannot hear about nftables changes")?,
+            firewall,
             route_events: subscribe()?,
             offloads: tunnel.wanted(),
             tunnel: Some(tunnel),
@@ -122,7 +121,7 @@ impl LinuxKernel {
             }
             Op::RemoveAddress { address, len, .. } => self.remove_address(index, *address, *len).await,
             Op::AddRoute { to, .. } => self.handle.route().add(route(index, *to)).execute().await,
-            Op::OpenTunnel { .. } | Op::InstallFirewall(_) | Op::RemoveFirewall => Ok(()),
+            Op::OpenTunnel { .. } | Op::Firewall(_) => Ok(()),
         };
         outcome.map_err(|error| explain(op, &error))
     }
@@ -160,17 +159,15 @@ impl Kernel for LinuxKernel {
         };
         let external = link_by_index(&self.handle, watched.external).await.map_err(fail)?;
         let tunnel = self.tunnel_state().await.map_err(fail)?;
-        let firewall = self.firewall.observe().map_err(fail)?;
+        let firewall = self.firewall.observe().await.map_err(fail)?;
         self.watched = Some((watched.clone(), tunnel.as_ref().map(|tunnel| tunnel.link.index)));
-        let forward_drop = nft::forward_drop().map_err(fail)?;
-        Ok(Observed { external, tunnel, firewall, forward_drop })
+        Ok(Observed { external, tunnel, firewall })
     }
 
     async fn apply(&mut self, op: &Op) -> Result<(), KernelError> {
         match op {
             Op::OpenTunnel { name } => self.open_tunnel(name),
-            Op::InstallFirewall(rules) => self.firewall.install(rules).await,
-            Op::RemoveFirewall => self.firewall.remove().await,
+            Op::Firewall(op) => self.firewall.apply(op).await,
             _ => self.apply_link(op).await,
         }
     }
@@ -178,7 +175,7 @@ impl Kernel for LinuxKernel {
     async fn changed(&mut self) {
         loop {
             let touched = tokio::select! {
-                () = self.firewall_events.changed() => Touched::Unknown,
+                () = self.firewall.changed() => Touched::Unknown,
                 event = self.route_events.recv() => event.unwrap_or(Touched::Unknown),
                 Some(index) = self.failed.recv() => {
                     if self.tunnel.as_ref().is_some_and(|tunnel| tunnel.index() == index) {

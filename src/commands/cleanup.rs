@@ -1,24 +1,22 @@
 //! `flanneld cleanup`: removes what a stopped daemon leaves behind, and nothing else.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 
+use crate::adapter::firewall::Firewall;
 use crate::adapter::lock::RunLock;
-use crate::adapter::nft::{self, Firewall};
 use crate::adapter::{control, file, lock};
 use crate::config::CleanupArgs;
-use crate::plan::FIREWALL_TABLE;
+use crate::plan::firewall::{self, Manager};
 
-/// Removes our firewall table and run files. Refuses while a daemon runs: it would put them back.
+/// Removes our traffic rules and run files. Refuses while a daemon runs: it would put them back.
 ///
 /// The tunnel device needs no cleaning, it dies with its process.
 pub async fn cleanup(args: &CleanupArgs) -> Result<String> {
     let subnet_file = &args.socket.subnet_file;
     let _lock = RunLock::take(subnet_file).context("nothing was removed")?;
-    let mut removed = Vec::new();
-    if nft::present()? {
-        Firewall::default().remove().await?;
-        removed.push(format!("nftables table inet {FIREWALL_TABLE}"));
-    }
+    let mut removed = rules().await?;
     for path in [subnet_file.clone(), control::path(subnet_file), lock::path(subnet_file)] {
         if file::remove(&path)? {
             removed.push(path.display().to_string());
@@ -29,4 +27,17 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<String> {
         return Ok("nothing of ours was left".into());
     }
     Ok(format!("removed {}", removed.join(", ")))
+}
+
+/// The same plan that the daemon follows, with nothing wanted: so it finds whatever the daemon would replace.
+async fn rules() -> Result<Vec<String>> {
+    let mut firewall = Firewall::new(Duration::MAX).await?;
+    let nothing = firewall::Firewall { manager: Manager::Iptables, rules: Vec::new() };
+    let mut removed = Vec::new();
+    for op in firewall::diff(&nothing, &firewall.observe().await?) {
+        firewall.apply(&op).await?;
+        let text = op.to_string();
+        removed.push(text.strip_prefix("remove ").unwrap_or(&text).to_owned());
+    }
+    Ok(removed)
 }

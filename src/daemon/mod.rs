@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use self::data_path::{DataPath, Endpoint, Exit};
 use self::gauges::Gauges;
 use self::state::{State, TUNNEL};
+use crate::adapter::firewall::Firewall;
 use crate::adapter::kube::KubeNodes;
 use crate::adapter::lock::RunLock;
 use crate::adapter::netlink::{self, LinuxKernel};
@@ -154,9 +155,10 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let tunnel = TunDevice::open(TUNNEL, state.offloads)?;
     data_path.start(&tunnel)?;
     let tunnel_index = tunnel.index();
+    let firewall = Firewall::new(Duration::from_secs(state.args.iptables_resync.into())).await?;
     let (opened, mut openings) = mpsc::unbounded_channel();
     let (failed, failures) = mpsc::unbounded_channel();
-    let kernel = LinuxKernel::new(handle.clone(), tunnel, opened, failures)?;
+    let kernel = LinuxKernel::new(handle.clone(), firewall, tunnel, opened, failures)?;
     state.set_external(&external);
 
     let mut programming = spawn_local(program(state.clone(), kernel));

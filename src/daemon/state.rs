@@ -21,7 +21,8 @@ use crate::config::offload::Features;
 use crate::dataplane::Shared;
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
-use crate::plan::{Intent, Masquerade};
+use crate::plan::Intent;
+use crate::plan::firewall::{Firewall, Manager, Masquerade};
 use crate::ports::{Arrival, LeaseEvent};
 use crate::reconcile::{Goal, Pass};
 use crate::telemetry::health::Health;
@@ -233,15 +234,13 @@ impl State {
     fn publish_goal(&self) {
         let own = self.own.borrow();
         let Some(external) = self.external.get().filter(|_| !own.is_empty()) else { return };
-        let masquerade = Masquerade { fully_random: !self.args.ip_masq_fully_random_disable };
         let intent = Intent {
             tunnel: TUNNEL.into(),
             encapsulation: Encapsulation::Udp,
             underlay: Family::V4,
+            firewall: self.firewall(&own),
             networks: self.conf.networks(),
             own_prefixes: own.clone(),
-            masquerade: self.args.ip_masq.then_some(masquerade),
-            forward: self.args.iptables_forward_rules,
         };
         self.goals.send_if_modified(|goal| {
             let next = Some(Goal { intent, external });
@@ -249,6 +248,13 @@ impl State {
             *goal = next;
             modified
         });
+    }
+
+    fn firewall(&self, own: &[Prefix]) -> Firewall {
+        let manager = if self.conf.enable_nftables { Manager::Nftables } else { Manager::Iptables };
+        let masquerade = Masquerade { fully_random: !self.args.ip_masq_fully_random_disable };
+        let masquerade = self.args.ip_masq.then_some(masquerade);
+        Firewall::new(manager, &self.conf.networks(), own, masquerade, self.args.iptables_forward_rules)
     }
 
     /// Brings metrics, health and log up to the snapshot.
@@ -305,7 +311,7 @@ impl State {
             warn!("the kernel is not as it should be: {text}");
         }
         self.health.borrow_mut().kernel_trouble = trouble;
-        self.note_forward(pass.forward_drop.as_deref());
+        self.note_firewall(&pass.firewall_troubles);
         if let Some(desired) = &pass.desired {
             self.follow_mtu(desired.tunnel.mtu);
         }
@@ -318,22 +324,15 @@ impl State {
         first
     }
 
-    /// nftables cannot overrule somebody else's DROP, so it has to be said.
-    fn note_forward(&self, chain: Option<&str>) {
-        let text = chain.map(|chain| {
-            let networks: Vec<String> = self.conf.networks().iter().map(ToString::to_string).collect();
-            format!(
-                "chain {chain} drops forwarded packets unless a rule of its own accepts them (FORWARD policy DROP): \
-                 if pods cannot reach each other, accept {} there",
-                networks.join(" and ")
-            )
-        });
+    /// Rules of others that ours cannot overrule have to be said.
+    fn note_firewall(&self, troubles: &[String]) {
+        let text = (!troubles.is_empty()).then(|| troubles.join("; "));
         let mut health = self.health.borrow_mut();
-        if health.forward_trouble != text {
+        if health.firewall_trouble != text {
             if let Some(text) = &text {
                 warn!("{text}");
             }
-            health.forward_trouble = text;
+            health.firewall_trouble = text;
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use encap::{Encapsulation, Family, MtuError, Prefix};
 
-use super::{NetworkPair, Ruleset};
+use super::firewall::Firewall;
 
 /// Packets the kernel may queue on the tunnel device before it drops.
 ///
@@ -26,17 +26,8 @@ pub struct Intent {
     pub networks: Vec<Prefix>,
     /// The node's own pod prefixes.
     pub own_prefixes: Vec<Prefix>,
-    /// Masquerade pod traffic that leaves the cluster network (`--ip-masq`).
-    pub masquerade: Option<Masquerade>,
-    /// Accept forwarded pod traffic (`--iptables-forward-rules`).
-    pub forward: bool,
-}
-
-/// How to masquerade.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Masquerade {
-    /// Choose source ports at random, which avoids the conntrack insertion race of concurrent DNS queries.
-    pub fully_random: bool,
+    /// Traffic rules.
+    pub firewall: Firewall,
 }
 
 /// The tunnel device as it should be.
@@ -61,8 +52,8 @@ pub struct TunnelSpec {
 pub struct Desired {
     /// The tunnel device with its addresses and routes.
     pub tunnel: TunnelSpec,
-    /// Our firewall table; `None` when no rule is wanted.
-    pub firewall: Option<Ruleset>,
+    /// Traffic rules.
+    pub firewall: Firewall,
 }
 
 /// The tunnel's MTU, from the external interface's; both in bytes.
@@ -87,23 +78,13 @@ pub fn desired(intent: &Intent, mtu: u16) -> Desired {
         routes: intent.networks.iter().copied().collect(),
         networks: intent.networks.clone(),
     };
-    Desired { tunnel, firewall: ruleset(intent) }
-}
-
-fn ruleset(intent: &Intent) -> Option<Ruleset> {
-    if intent.masquerade.is_none() && !intent.forward {
-        return None;
-    }
-    let pairs = intent.networks.iter().map(|cluster| NetworkPair {
-        cluster: *cluster,
-        node: intent.own_prefixes.iter().copied().find(|own| cluster.covers(own)),
-    });
-    Some(Ruleset { networks: pairs.collect(), masquerade: intent.masquerade, forward: intent.forward })
+    Desired { tunnel, firewall: intent.firewall.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::firewall::Manager;
 
     fn intent() -> Intent {
         Intent {
@@ -112,8 +93,7 @@ mod tests {
             underlay: Family::V4,
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
-            masquerade: Some(Masquerade { fully_random: true }),
-            forward: true,
+            firewall: Firewall { manager: Manager::Iptables, rules: Vec::new() },
         }
     }
 
@@ -134,11 +114,5 @@ mod tests {
         assert_eq!(tunnel_mtu(&intent(), 96), Ok(68));
         let dual = Intent { networks: vec!["fd00:10::/48".parse().unwrap()], ..intent() };
         assert!(tunnel_mtu(&dual, 1300).is_err());
-    }
-
-    #[test]
-    fn no_rule_wanted_means_no_table() {
-        let quiet = Intent { masquerade: None, forward: false, ..intent() };
-        assert_eq!(desired(&quiet, 1472).firewall, None);
     }
 }

@@ -5,7 +5,8 @@ use std::fmt;
 
 use encap::Prefix;
 
-use super::{Desired, FIREWALL_TABLE, Ruleset, TunnelSpec};
+use super::firewall::{self, FirewallOp, FirewallState};
+use super::{Desired, TunnelSpec};
 
 /// A network device as the kernel reports it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,17 +32,6 @@ pub struct TunnelState {
     pub routes: BTreeSet<Prefix>,
 }
 
-/// Our firewall table as it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FirewallState {
-    /// No table of ours.
-    Absent,
-    /// There is one, and it is not what we last put there.
-    Changed,
-    /// Exactly this ruleset is in force.
-    InForce(Ruleset),
-}
-
 /// What the kernel holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
@@ -49,10 +39,8 @@ pub struct Observed {
     pub external: Option<LinkState>,
     /// The tunnel; `None` when there is no such device or this process does not hold it open.
     pub tunnel: Option<TunnelState>,
-    /// Our firewall table.
+    /// Traffic rules, ours and what others have put in their way.
     pub firewall: FirewallState,
-    /// A chain of somebody else that drops forwarded packets by default, by name.
-    pub forward_drop: Option<String>,
 }
 
 /// One step. Devices are named, not numbered: a step may follow the one that creates its device.
@@ -105,10 +93,8 @@ pub enum Op {
         /// Destination.
         to: Prefix,
     },
-    /// Put our firewall table in force.
-    InstallFirewall(Ruleset),
-    /// Remove our firewall table.
-    RemoveFirewall,
+    /// A step of the traffic rules.
+    Firewall(FirewallOp),
 }
 
 /// What kind of kernel object a step touches: the label of the repair metric.
@@ -122,7 +108,7 @@ pub enum Object {
     Address,
     /// A route.
     Route,
-    /// Our firewall table.
+    /// Traffic rules.
     Firewall,
 }
 
@@ -150,7 +136,7 @@ impl Op {
             Self::SetMtu { .. } => Object::Mtu,
             Self::RemoveAddress { .. } | Self::AddAddress { .. } => Object::Address,
             Self::AddRoute { .. } => Object::Route,
-            Self::InstallFirewall(_) | Self::RemoveFirewall => Object::Firewall,
+            Self::Firewall(_) => Object::Firewall,
         }
     }
 }
@@ -167,8 +153,7 @@ impl fmt::Display for Op {
             }
             Self::AddAddress { link, address } => write!(f, "add address {address} to {link}"),
             Self::AddRoute { link, to } => write!(f, "add route {to} dev {link}"),
-            Self::InstallFirewall(_) => write!(f, "put nftables table inet {FIREWALL_TABLE} in force"),
-            Self::RemoveFirewall => write!(f, "remove nftables table inet {FIREWALL_TABLE}"),
+            Self::Firewall(op) => op.fmt(f),
         }
     }
 }
@@ -184,7 +169,7 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Op> {
         ops.push(Op::OpenTunnel { name: desired.tunnel.name.clone() });
     }
     tunnel(&desired.tunnel, observed.tunnel.as_ref().unwrap_or(&fresh), &mut ops);
-    firewall(desired.firewall.as_ref(), &observed.firewall, &mut ops);
+    ops.extend(firewall::diff(&desired.firewall, &observed.firewall).into_iter().map(Op::Firewall));
     ops
 }
 
@@ -213,15 +198,6 @@ fn tunnel(want: &TunnelSpec, have: &TunnelState, ops: &mut Vec<Op>) {
     ops.extend(absent.map(|to| Op::AddRoute { link: link(), to: *to }));
 }
 
-fn firewall(want: Option<&Ruleset>, have: &FirewallState, ops: &mut Vec<Op>) {
-    match (want, have) {
-        (Some(want), FirewallState::InForce(have)) if want == have => {}
-        (Some(want), _) => ops.push(Op::InstallFirewall(want.clone())),
-        (None, FirewallState::Absent) => {}
-        (None, _) => ops.push(Op::RemoveFirewall),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
@@ -229,7 +205,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::{Intent, Masquerade, desired};
+    use crate::plan::firewall::{Firewall, Manager};
+    use crate::plan::{Intent, desired};
 
     fn want() -> Desired {
         let intent = Intent {
@@ -238,8 +215,7 @@ mod tests {
             underlay: encap::Family::V4,
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
-            masquerade: Some(Masquerade { fully_random: true }),
-            forward: true,
+            firewall: Firewall { manager: Manager::Iptables, rules: Vec::new() },
         };
         desired(&intent, 1472)
     }
@@ -250,15 +226,6 @@ mod tests {
             assert!(state.tunnel.is_none(), "the device is there already");
             let link = LinkState { index: 7, mtu: 1500, queue_len: 500, up: false };
             state.tunnel = Some(TunnelState { link, ..TunnelState::default() });
-            return;
-        }
-        let firewall = match op {
-            Op::InstallFirewall(rules) => Some(FirewallState::InForce(rules.clone())),
-            Op::RemoveFirewall => Some(FirewallState::Absent),
-            _ => None,
-        };
-        if let Some(firewall) = firewall {
-            state.firewall = firewall;
             return;
         }
         let tunnel = state.tunnel.as_mut().expect("a step on a device that does not exist");
@@ -279,7 +246,7 @@ mod tests {
                 assert!(tunnel.link.up, "ENETDOWN");
                 assert!(tunnel.routes.insert(*to), "EEXIST");
             }
-            Op::OpenTunnel { .. } | Op::InstallFirewall(_) | Op::RemoveFirewall => {}
+            Op::OpenTunnel { .. } | Op::Firewall(_) => {}
         }
     }
 
@@ -303,22 +270,11 @@ mod tests {
         }))
     }
 
-    fn firewalls() -> impl Strategy<Value = FirewallState> {
-        let ours = want().firewall.unwrap();
-        let other = Ruleset { masquerade: None, ..ours.clone() };
-        prop_oneof![
-            Just(FirewallState::Absent),
-            Just(FirewallState::Changed),
-            Just(FirewallState::InForce(ours)),
-            Just(FirewallState::InForce(other)),
-        ]
-    }
-
     proptest! {
         #[test]
-        fn one_pass_converges_and_the_next_does_nothing(tunnel in tunnel_states(), firewall in firewalls()) {
+        fn one_pass_converges_and_the_next_does_nothing(tunnel in tunnel_states()) {
             let before = tunnel.clone();
-            let mut state = Observed { external: None, tunnel, firewall, forward_drop: None };
+            let mut state = Observed { external: None, tunnel, firewall: FirewallState::default() };
             for op in diff(&want(), &state) {
                 apply(&mut state, &op);
             }
@@ -332,16 +288,5 @@ mod tests {
                 prop_assert!(after.routes.contains(foreign));
             }
         }
-    }
-
-    #[test]
-    fn a_table_nobody_wants_is_removed_once() {
-        let want = Desired { firewall: None, ..want() };
-        let mut ops = Vec::new();
-        firewall(want.firewall.as_ref(), &FirewallState::Changed, &mut ops);
-        assert_eq!(ops, [Op::RemoveFirewall]);
-        ops.clear();
-        firewall(want.firewall.as_ref(), &FirewallState::Absent, &mut ops);
-        assert!(ops.is_empty());
     }
 }

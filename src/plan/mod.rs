@@ -7,8 +7,7 @@
 
 mod desired;
 mod diff;
-mod firewall;
+pub mod firewall;
 
-pub use desired::{Desired, Intent, Masquerade, TunnelSpec, desired, tunnel_mtu};
-pub use diff::{FirewallState, LinkState, Object, Observed, Op, TunnelState, diff};
-pub use firewall::{FIREWALL_TABLE, NetworkPair, Ruleset, removal_script};
+pub use desired::{Desired, Intent, TunnelSpec, desired, tunnel_mtu};
+pub use diff::{LinkState, Object, Observed, Op, TunnelState, diff};

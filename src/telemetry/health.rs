@@ -20,8 +20,8 @@ pub struct Health {
     pub refused: usize,
     /// Peers of another backend type.
     pub mismatched: usize,
-    /// A chain of somebody else that drops forwarded packets by default, and what to do about it.
-    pub forward_trouble: Option<String>,
+    /// What of others keeps traffic rules from working, and what to do about it.
+    pub firewall_trouble: Option<String>,
     /// The kernel held everything that it should at least once.
     pub applied: bool,
     /// Why the kernel does not hold what it should.
@@ -56,7 +56,7 @@ impl Health {
             return Readiness::NotReady("the kernel is not programmed yet".into());
         }
         let mut worries: Vec<String> =
-            [&self.own_trouble, &self.source_trouble, &self.publish_trouble, &self.forward_trouble]
+            [&self.own_trouble, &self.source_trouble, &self.publish_trouble, &self.firewall_trouble]
                 .into_iter()
                 .flatten()
                 .cloned()

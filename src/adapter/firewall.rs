@@ -1,0 +1,256 @@
+//! The firewall as one thing: reads every home of our rules, carries out steps, and hears about changes.
+//!
+//! What stands is compared by digest with what was put there last, so nothing is written, and over nf_tables no
+//! program is run, as long as nobody changes anything. Legacy iptables tells nobody about changes; while our rules
+//! live there it is read again every few seconds.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use encap::Family;
+use tracing::info;
+
+use super::iptables::{self, Programs, Saved};
+use super::nft::{self, FirewallEvents, Nft, Survey};
+use super::program::Failure;
+use crate::plan::firewall::iptables::random_fully;
+use crate::plan::firewall::{
+    Evidence, FirewallOp, FirewallState, Held, Home, Masquerade, Rules, Variant, choose, nftables,
+};
+use crate::ports::KernelError;
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// The firewall of this network namespace.
+pub struct Firewall {
+    nft: Nft,
+    events: FirewallEvents,
+    /// How often legacy iptables is read.
+    resync: Duration,
+    programs: Programs,
+    chosen: Option<Variant>,
+    /// What each home was last told, and what it looked like then.
+    applied: BTreeMap<Home, (Rules, u64)>,
+    /// Legacy iptables as it was last read.
+    legacy: BTreeMap<Family, Saved>,
+    legacy_read: Option<Instant>,
+    /// Whether source ports can be chosen fully at random, by manager: nftables, or a variant of iptables.
+    random: BTreeMap<Option<Variant>, bool>,
+}
+
+impl Firewall {
+    /// Subscribes to changes, and looks which programs are installed; no rule is read yet.
+    pub async fn new(resync: Duration) -> Result<Self> {
+        Ok(Self {
+            nft: Nft::default(),
+            events: FirewallEvents::subscribe().context("cannot hear about nftables changes")?,
+            resync: resync.max(Duration::from_secs(1)),
+            programs: Programs::find().await,
+            chosen: None,
+            applied: BTreeMap::new(),
+            legacy: BTreeMap::new(),
+            legacy_read: None,
+            random: BTreeMap::new(),
+        })
+    }
+
+    /// How everything stands.
+    pub async fn observe(&mut self) -> Result<FirewallState> {
+        self.read_legacy().await;
+        let survey = self.nft.survey().context("cannot ask the kernel about nftables")?.clone();
+        if self.chosen.is_none() {
+            self.choose(&survey);
+        }
+        let mut digests = survey.homes;
+        let mut foreign = survey.foreign;
+        for (family, saved) in &self.legacy {
+            if let Some(digest) = digest(saved) {
+                digests.insert(Home::Iptables(Variant::Legacy, *family), digest);
+            }
+            foreign.obstacles.extend(saved.obstacles(Variant::Legacy, *family));
+        }
+        let held = |(home, digest)| match self.applied.get(&home) {
+            Some((rules, applied)) if *applied == digest => (home, Held::InForce(*rules)),
+            _ => (home, Held::Changed),
+        };
+        Ok(FirewallState {
+            homes: digests.into_iter().map(held).collect(),
+            variant: self.chosen,
+            installed: self.programs.installed(),
+            own_table: survey.own_table,
+            foreign,
+        })
+    }
+
+    fn choose(&mut self, survey: &Survey) {
+        let nft = Evidence {
+            kubernetes: survey.kubernetes,
+            rules: survey.iptables,
+            ..self.programs.evidence(Variant::Nft)
+        };
+        let legacy = Evidence {
+            kubernetes: self.legacy.values().any(Saved::has_kubernetes),
+            rules: self.legacy.values().any(Saved::has_rules),
+            ..self.programs.evidence(Variant::Legacy)
+        };
+        if let Some((variant, why)) = choose(nft, legacy) {
+            info!(%variant, why, "iptables of this machine");
+            self.chosen = Some(variant);
+        }
+    }
+
+    /// Whether anything of ours lives where nobody tells of changes.
+    fn lives_in_legacy(&self) -> bool {
+        self.applied.keys().any(|home| matches!(home, Home::Iptables(Variant::Legacy, _)))
+    }
+
+    async fn read_legacy(&mut self) {
+        let due = match self.legacy_read {
+            None => true,
+            Some(read) => self.lives_in_legacy() && read.elapsed() >= self.resync,
+        };
+        if !due {
+            return;
+        }
+        self.legacy_read = Some(Instant::now());
+        for family in FAMILIES {
+            self.read_legacy_of(family).await;
+        }
+    }
+
+    async fn read_legacy_of(&mut self, family: Family) {
+        self.legacy.remove(&family);
+        if !iptables::legacy_tables(family) {
+            return;
+        }
+        // Without its programs nobody uses it. What keeps them from working shows when they are to write.
+        if let Ok(saved) = self.programs.save(Variant::Legacy, family).await {
+            self.legacy.insert(family, saved);
+        }
+    }
+
+    /// Waits until somebody changed something that matters, or until it is time to look where nobody tells.
+    pub async fn changed(&mut self) {
+        let poll = self.lives_in_legacy().then_some(self.resync);
+        tokio::select! {
+            () = self.events.changed() => {}
+            () = tokio::time::sleep(poll.unwrap_or_default()), if poll.is_some() => {}
+        }
+    }
+
+    /// Carries out one step.
+    pub async fn apply(&mut self, op: &FirewallOp) -> Result<(), KernelError> {
+        let done = match op {
+            FirewallOp::Install(home, rules) => self.install(*home, rules).await,
+            FirewallOp::Remove(home) => self.remove(*home).await,
+            FirewallOp::RemoveOwnTable => nft::remove_own_table().map_err(failure),
+        };
+        done.map_err(|failure| explain(op, failure))
+    }
+
+    async fn install(&mut self, home: Home, rules: &Rules) -> Result<(), Failure> {
+        self.applied.remove(&home);
+        let possible = self.possible(home, rules).await?;
+        match home {
+            Home::Nftables(_) => nft::load(&nftables::script(&possible)).await?,
+            Home::Iptables(variant, family) => self.restore(variant, family, Some(&possible)).await?,
+        }
+        let now = match home {
+            Home::Iptables(Variant::Legacy, family) => self.legacy.get(&family).and_then(digest),
+            _ => self.nft.survey().map_err(failure)?.homes.get(&home).copied(),
+        };
+        let now = now.ok_or_else(|| failure(anyhow::anyhow!("it reported success, and nothing is there")))?;
+        self.applied.insert(home, (*rules, now));
+        Ok(())
+    }
+
+    async fn remove(&mut self, home: Home) -> Result<(), Failure> {
+        self.applied.remove(&home);
+        match home {
+            Home::Nftables(family) => nft::remove_table(family).map_err(failure),
+            Home::Iptables(Variant::Nft, family) => {
+                let survey = self.nft.survey().map_err(failure)?;
+                nft::remove_chains(survey, family).map_err(failure)
+            }
+            Home::Iptables(variant, family) => self.restore(variant, family, None).await,
+        }
+    }
+
+    async fn restore(
+        &mut self,
+        variant: Variant,
+        family: Family,
+        rules: Option<&Rules>,
+    ) -> Result<(), Failure> {
+        let saved = self.programs.save(variant, family).await?;
+        self.programs.restore(variant, family, &saved, rules).await?;
+        if variant == Variant::Legacy {
+            self.read_legacy_of(family).await;
+        }
+        Ok(())
+    }
+
+    /// The rules as this machine can have them: random source ports are newer than the rest.
+    async fn possible(&mut self, home: Home, rules: &Rules) -> Result<Rules, Failure> {
+        let Some(Masquerade { fully_random: true }) = rules.masquerade else { return Ok(*rules) };
+        let key = match home {
+            Home::Iptables(variant, _) => Some(variant),
+            Home::Nftables(_) => None,
+        };
+        let fully_random = match self.random.get(&key) {
+            Some(known) => *known,
+            None => {
+                let known = match key {
+                    Some(variant) => random_fully(&self.programs.version(variant).await?),
+                    None => nft::would_load(nftables::FULLY_RANDOM_TRIAL).await,
+                };
+                if !known {
+                    info!(
+                        "source ports cannot be chosen fully at random here: the kernel's default choice is used"
+                    );
+                }
+                self.random.insert(key, known);
+                known
+            }
+        };
+        Ok(Rules { masquerade: Some(Masquerade { fully_random }), ..*rules })
+    }
+}
+
+/// Of what is ours; `None` when nothing is.
+fn digest(saved: &Saved) -> Option<u64> {
+    let ours = saved.ours();
+    let mut hasher = DefaultHasher::new();
+    ours.hash(&mut hasher);
+    (!ours.is_empty()).then(|| hasher.finish())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn failure(error: anyhow::Error) -> Failure {
+    Failure { cause: format!("{error:#}"), missing: false }
+}
+
+fn explain(op: &FirewallOp, failure: Failure) -> KernelError {
+    let home = match op {
+        FirewallOp::Install(home, _) | FirewallOp::Remove(home) => Some(home),
+        FirewallOp::RemoveOwnTable => None,
+    };
+    let remedy = match (home, failure.missing) {
+        (Some(Home::Iptables(..)), true) => {
+            "install the package iptables, or set \"EnableNFTables\": true in net-conf.json, which needs nftables only"
+        }
+        (_, true) => {
+            "install the package nftables, or run without --ip-masq and with --iptables-forward-rules=false"
+        }
+        (Some(Home::Iptables(Variant::Legacy, _)), false) => {
+            "legacy iptables needs CAP_NET_ADMIN, CAP_NET_RAW and a writable /run/xtables.lock"
+        }
+        (Some(Home::Iptables(Variant::Nft, _)), false) => {
+            "the kernel needs nf_tables with its xtables extensions (nft_compat), and the daemon CAP_NET_ADMIN"
+        }
+        _ => "the kernel needs nf_tables with NAT, and the daemon CAP_NET_ADMIN",
+    };
+    KernelError { doing: op.to_string(), cause: failure.cause, remedy: Some(remedy) }
+}

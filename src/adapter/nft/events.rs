@@ -1,0 +1,55 @@
+//! Hears about every change of nftables on this machine, iptables over nf_tables included.
+
+use anyhow::Result;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::survey::{CHAIN_HOOK, CHAIN_NAME, RULE_CHAIN, TABLE_NAME, concerns};
+use super::wire::{self, kind, messages, text};
+
+const NFNLGRP_NFTABLES: u32 = 7;
+
+/// A subscription to nftables' events.
+pub(in super::super) struct FirewallEvents {
+    socket: netlink_sys::TokioSocket,
+}
+
+impl FirewallEvents {
+    /// Subscribes.
+    pub(in super::super) fn subscribe() -> Result<Self> {
+        use netlink_sys::AsyncSocket as _;
+        let mut socket = netlink_sys::TokioSocket::new(NETLINK_NETFILTER)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for a change to what is ours, to what calls it, or to a chain that packets pass. kube-proxy's work on
+    /// its own chains wakes nobody. A lost event counts as a change.
+    pub(in super::super) async fn changed(&mut self) {
+        use netlink_sys::AsyncSocketExt as _;
+        loop {
+            match self.socket.recv_from_full().await {
+                Ok((buffer, _)) if messages(&buffer).any(|part| matters(&part)) => return,
+                Ok(_) => {}
+                // ENOBUFS: the kernel could not keep up with telling us.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn matters(part: &wire::Part<'_>) -> bool {
+    let attributes = part.attributes();
+    let get = |kind| wire::attribute(attributes, kind).and_then(text);
+    let Some(table) = get(TABLE_NAME) else { return false };
+    match part.kind & 0xff {
+        0..=kind::DEL_TABLE => concerns(part.family(), table, None),
+        ..=kind::DEL_CHAIN => {
+            wire::attribute(attributes, CHAIN_HOOK).is_some()
+                || concerns(part.family(), table, get(CHAIN_NAME))
+        }
+        // Rules and, in our own tables, sets and their elements.
+        ..=kind::DEL_RULE => concerns(part.family(), table, get(RULE_CHAIN)),
+        _ => concerns(part.family(), table, Some("")),
+    }
+}

@@ -1,0 +1,212 @@
+//! The traffic rules a node should hold, and the steps from those it holds.
+//!
+//! Rules live in *homes*: flannel's chains in one variant of iptables, or flannel's nftables tables, per address
+//! family. The names are flannel's on purpose. Whichever daemon starts on a node finds the other's rules under
+//! its own names and replaces them in one transaction, so neither taking over nor going back leaves rules behind
+//! or opens a moment without masquerading.
+
+mod foreign;
+pub mod iptables;
+pub mod nftables;
+mod variant;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use encap::{Family, Prefix};
+
+pub use foreign::{Foreign, Hook, Obstacle};
+pub use variant::{Evidence, Variant, choose};
+
+/// The spine's table, from before rules went to flannel's places.
+pub const OWN_TABLE: &str = "loden";
+
+/// Who keeps the rules: net-conf.json's `EnableNFTables`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manager {
+    /// flannel's chains, through `iptables-restore`.
+    Iptables,
+    /// flannel's tables, through `nft`.
+    Nftables,
+}
+
+/// Where the rules of one address family live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Home {
+    /// Chains FLANNEL-POSTRTG in nat and FLANNEL-FWD in filter.
+    Iptables(Variant, Family),
+    /// Table `ip flannel-ipv4` or `ip6 flannel-ipv6`.
+    Nftables(Family),
+}
+
+/// How to masquerade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Choose source ports at random, which avoids the conntrack insertion race of concurrent DNS queries.
+    pub fully_random: bool,
+}
+
+/// What the rules of one address family should say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// The whole cluster network.
+    pub cluster: Prefix,
+    /// This node's pod prefix inside it, once there is one.
+    pub node: Option<Prefix>,
+    /// Masquerade what leaves the cluster network.
+    pub masquerade: Option<Masquerade>,
+    /// Accept forwarded pod traffic.
+    pub forward: bool,
+}
+
+impl Rules {
+    fn family(&self) -> Family {
+        Family::of(self.cluster.addr())
+    }
+
+    /// Says nothing.
+    fn is_empty(&self) -> bool {
+        self.masquerade.is_none() && !self.forward
+    }
+}
+
+/// What the firewall should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firewall {
+    /// Who keeps the rules.
+    pub manager: Manager,
+    /// At most one per address family.
+    pub rules: Vec<Rules>,
+}
+
+impl Firewall {
+    /// The same wishes for each of `networks`, with this node's part of each.
+    pub fn new(
+        manager: Manager,
+        networks: &[Prefix],
+        own: &[Prefix],
+        masquerade: Option<Masquerade>,
+        forward: bool,
+    ) -> Self {
+        let rules = networks.iter().map(|cluster| Rules {
+            cluster: *cluster,
+            node: own.iter().copied().find(|own| cluster.covers(own)),
+            masquerade,
+            forward,
+        });
+        Self { manager, rules: rules.filter(|rules| !rules.is_empty()).collect() }
+    }
+
+    /// Where which rules belong, given what else filters on this machine.
+    fn homes(&self, state: &FirewallState) -> BTreeMap<Home, Rules> {
+        // Without any program the step is planned all the same: its failure names what is missing.
+        let variant = state.variant.unwrap_or(Variant::Nft);
+        let mut homes = BTreeMap::new();
+        for rules in &self.rules {
+            let family = rules.family();
+            match self.manager {
+                Manager::Iptables => homes.insert(Home::Iptables(variant, family), *rules),
+                Manager::Nftables => homes.insert(Home::Nftables(family), *rules),
+            };
+            // An accept in our own table cannot overrule a FORWARD policy of DROP; one in that very chain can.
+            if self.manager == Manager::Nftables && rules.forward {
+                let closed = state.foreign.obstacles.iter().filter(|by| by.opened_by() == Some(family));
+                let usable = closed.filter_map(|by| by.variant).filter(|v| state.installed.contains(v));
+                homes.extend(
+                    usable.map(|variant| {
+                        (Home::Iptables(variant, family), Rules { masquerade: None, ..*rules })
+                    }),
+                );
+            }
+        }
+        homes
+    }
+}
+
+/// How the rules in a home stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// There are some, and they are not what we last put there.
+    Changed,
+    /// Exactly these are in force.
+    InForce(Rules),
+}
+
+/// The firewall as it stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FirewallState {
+    /// Homes that hold anything under flannel's names.
+    pub homes: BTreeMap<Home, Held>,
+    /// The variant of iptables that this machine uses; `None` when it has none.
+    pub variant: Option<Variant>,
+    /// Every variant whose programs are installed.
+    pub installed: BTreeSet<Variant>,
+    /// There is a table `inet loden`.
+    pub own_table: bool,
+    /// What others have put in the way of forwarded packets.
+    pub foreign: Foreign,
+}
+
+impl FirewallState {
+    /// What keeps the wanted rules from working although they are in force, a sentence each.
+    pub fn troubles(&self, want: &Firewall) -> Vec<String> {
+        let homes = want.homes(self);
+        self.foreign.obstacles.iter().filter_map(|obstacle| obstacle.trouble(want, &homes)).collect()
+    }
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirewallOp {
+    /// Put rules in force in one transaction.
+    Install(Home, Rules),
+    /// Remove what is there under flannel's names.
+    Remove(Home),
+    /// Remove table `inet loden`.
+    RemoveOwnTable,
+}
+
+impl fmt::Display for FirewallOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Install(home, _) => write!(f, "put {home} in force"),
+            Self::Remove(home) => write!(f, "remove {home}"),
+            Self::RemoveOwnTable => write!(f, "remove nftables table inet {OWN_TABLE}"),
+        }
+    }
+}
+
+impl fmt::Display for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iptables(variant, family) => {
+                let six = if *family == Family::V6 { "6" } else { "" };
+                write!(f, "ip{six}tables ({variant}) chains FLANNEL-POSTRTG and FLANNEL-FWD")
+            }
+            Self::Nftables(family) => write!(f, "nftables table {}", nftables::table(*family)),
+        }
+    }
+}
+
+/// Steps from `state` to `want`: what is wanted is put in force before what is not goes, so that a switch of
+/// managers has no moment without masquerading.
+pub fn diff(want: &Firewall, state: &FirewallState) -> Vec<FirewallOp> {
+    let homes = want.homes(state);
+    let lacking = homes.iter().filter(|(home, rules)| state.homes.get(home) != Some(&Held::InForce(**rules)));
+    let stale = state.homes.keys().filter(|home| !homes.contains_key(home));
+    lacking
+        .map(|(home, rules)| FirewallOp::Install(*home, *rules))
+        .chain(stale.map(|home| FirewallOp::Remove(*home)))
+        .chain(state.own_table.then_some(FirewallOp::RemoveOwnTable))
+        .collect()
+}
+
+pub(crate) fn multicast(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "224.0.0.0/4",
+        Family::V6 => "ff00::/8",
+    }
+}
+
+#[cfg(test)]
+mod tests;
