@@ -43,13 +43,13 @@ fn matters(part: &wire::Part<'_>) -> bool {
     let get = |kind| wire::attribute(attributes, kind).and_then(text);
     let Some(table) = get(TABLE_NAME) else { return false };
     match part.kind & 0xff {
-        0..=kind::DEL_TABLE => concerns(part.family(), table, None),
-        ..=kind::DEL_CHAIN => {
+        kind::NEW_TABLE..=kind::DEL_TABLE => concerns(part.family(), table, None),
+        kind::NEW_CHAIN..=kind::DEL_CHAIN => {
             wire::attribute(attributes, CHAIN_HOOK).is_some()
                 || concerns(part.family(), table, get(CHAIN_NAME))
         }
-        // Rules and, in our own tables, sets and their elements.
-        ..=kind::DEL_RULE => concerns(part.family(), table, get(RULE_CHAIN)),
+        kind::NEW_RULE..=kind::DEL_RULE => concerns(part.family(), table, get(RULE_CHAIN)),
+        // Sets and their elements.
         _ => concerns(part.family(), table, Some("")),
     }
 }

@@ -23,10 +23,13 @@ pub(super) const NFPROTO_IPV6: u8 = 10;
 
 /// Message types, from `enum nf_tables_msg_types`.
 pub(super) mod kind {
+    pub(in super::super) const NEW_TABLE: u16 = 0;
     pub(in super::super) const GET_TABLE: u16 = 1;
     pub(in super::super) const DEL_TABLE: u16 = 2;
+    pub(in super::super) const NEW_CHAIN: u16 = 3;
     pub(in super::super) const GET_CHAIN: u16 = 4;
     pub(in super::super) const DEL_CHAIN: u16 = 5;
+    pub(in super::super) const NEW_RULE: u16 = 6;
     pub(in super::super) const GET_RULE: u16 = 7;
     pub(in super::super) const DEL_RULE: u16 = 8;
     pub(in super::super) const GET_GEN: u16 = 16;
