@@ -71,7 +71,7 @@ fn it_asks_for_as_little_as_works() -> Result<()> {
     );
 
     // The CNI folder is the init container's business only.
-    assert_eq!(host_paths(pod, daemon)?, ["/run/flannel", "/dev/net/tun"]);
+    assert_eq!(host_paths(pod, daemon)?, ["/run/flannel", "/run/xtables.lock", "/dev/net/tun"]);
     assert_eq!(host_paths(pod, installer)?, ["/etc/cni/net.d"]);
     Ok(())
 }
