@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Run(run) => return serve(*run, &warnings),
         Command::Routes(args) => commands::routes::routes(&args).map(|text| say(false, &text)),
         Command::LogLevel(args) => commands::log_level(&args).map(|text| say(false, &text)),
+        Command::InstallConf(args) => commands::install_conf(&args).map(|text| say(false, &text)),
         Command::Cleanup(args) => block_on(commands::cleanup(&args)).map(|text| say(false, &text)),
     };
     match outcome {

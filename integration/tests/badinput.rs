@@ -1,4 +1,7 @@
 //! Every bad input: its exit status, a message that names field, value and remedy, and nothing left behind.
+//!
+//! The checks that begin with `flannel:` are what was tried on a real flannel; behind the arrow stands our outcome.
+//! Those that need an API server are in `kube_start`.
 
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
@@ -15,19 +18,78 @@ use nix::sys::signal::Signal;
 
 fn main() -> ExitCode {
     Suite::<One>::new()
-        .check("a bad command line is exit 2 and names the flag", command_line)
+        .check("flannel: unknown flag -> exit 2 and the flag", unknown_flag)
+        .check("flannel: lease renew margin 0 -> exit 2 and the range", renew_margin)
+        .check("flannel: annotation prefix with two slashes -> exit 2 and the form", annotation_prefix)
+        .check("a bad value of any other flag is exit 2 and names flag and value", command_line)
         .check("no source of leases, two sources, no NODE_NAME", source)
-        .check("a bad environment value is named and ignored", environment)
-        .check("a bad net-conf.json is exit 1 and says where", net_conf)
-        .check("a backend that is not built is named with those that are", backend)
-        .check("an external interface that is not there", interface)
+        .check("flannel: EVENT_QUEUE_DEPTH=x -> named, and ignored: there is no queue", event_queue_depth)
+        .check("flannel: FLANNELD_IFACE in the environment, --iface on the line -> --iface wins", environment)
+        .check(
+            "flannel: FLANNELD_IFACE=nosuch0 in the environment only -> exit 1 and the interfaces",
+            env_iface,
+        )
+        .check("a bad environment value is named and ignored", bad_environment)
+        .check("flannel: net-conf missing -> exit 1 and the path", net_conf_missing)
+        .check("flannel: net-conf not JSON -> exit 1, line and column", |one, _| {
+            one.conf("{\n  \"Network\": nonsense\n}", &["line 2", "column"])
+        })
+        .check("flannel: net-conf empty object -> exit 1 and the key", |one, _| {
+            one.conf("{}", &["Network is missing", "10.244.0.0/16"])
+        })
+        .check("flannel: Network missing -> exit 1 and the key", |one, _| {
+            one.conf(r#"{"Backend": {"Type": "udp"}}"#, &["Network is missing"])
+        })
+        .check("flannel: Network not a CIDR -> exit 1 and what to write", |one, _| {
+            one.conf(r#"{"Network": "10.244"}"#, &["Network", "10.244", "no prefix length"])
+        })
+        .check("flannel: unknown backend -> exit 1 and those there are", |one, _| {
+            one.backend(r#"{"Type": "nosuch"}"#, &["nosuch", "udp, vxlan, host-gw"])
+        })
+        .check("flannel: Backend without Type -> exit 1 and those there are", |one, _| {
+            one.backend("{}", &["Backend.Type is missing", "udp, vxlan, host-gw"])
+        })
+        .check("a backend of flannel's that is not built -> exit 1 and those there are", |one, _| {
+            let names = ["wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc"];
+            names.iter().try_for_each(|name| {
+                one.backend(&format!(r#"{{"Type": "{name}"}}"#), &[name, "not built", "udp, vxlan, host-gw"])
+            })
+        })
+        .check("flannel: no Backend -> udp, as in flannel", |one, _| {
+            one.runs(r#"{"Network": "10.244.0.0/16"}"#).map(|_| ())
+        })
+        .check("flannel: keys in other case, unknown keys -> taken, and named in the log", |one, _| {
+            let conf = r#"{"NETWORK": "10.244.0.0/16", "Comment": 1, "backend": {"type": "UDP", "VNI": 1}}"#;
+            let log = one.runs(conf)?;
+            ensure!(log.contains("Comment") && log.contains("Backend.VNI"), "{log}");
+            Ok(())
+        })
+        .check("flannel: VNI 16777216 -> exit 1 and the range, before the kernel is touched", |one, _| {
+            one.backend(
+                r#"{"Type": "vxlan", "VNI": 16777216}"#,
+                &["Backend.VNI is 16777216", "1 to 16777215"],
+            )
+        })
+        .check("flannel: VNI a string -> exit 1 and what to write", |one, _| {
+            one.backend(r#"{"Type": "vxlan", "VNI": "1"}"#, &["Backend.VNI is \"1\"", "without quotes"])
+        })
+        .check("flannel: MTU 100 -> exit 1 and the range", |one, _| {
+            one.backend(r#"{"Type": "vxlan", "MTU": 100}"#, &["Backend.MTU is 100", "576 to 65535"])
+        })
+        .check("other values of net-conf.json that cannot work are exit 1 and say where", net_conf)
+        .check("flannel: interface not found -> exit 1 and the interfaces", interface)
+        .check("flannel: iface regex without a match -> exit 1 and the interfaces", iface_regex)
+        .check(
+            "a public address that no interface has, without --iface -> exit 1 and the addresses",
+            public_ip,
+        )
         .check("the tunnel's port is in use", port_in_use)
-        .check("the health port is in use", health_port_in_use)
+        .check("flannel: health port in use -> exit 1 and the flag, no panic", health_port_in_use)
         .check("no /dev/net/tun", no_tun)
         .check("no CAP_NET_ADMIN", no_capability)
-        .check("a podCIDR outside Network, malformed, or another node's is waited out", pod_cidr)
+        .check("flannel: podCIDR outside Network, or none -> waits and says so", pod_cidr)
         .check("a nodes file that is not there yet is waited for", no_nodes_file)
-        .check("a subnet file that cannot be written is named", subnet_file)
+        .check("flannel: subnet file not writable -> exit 1 and the flag", subnet_file)
         .main()
 }
 
@@ -90,6 +152,33 @@ impl One {
         self.no_trace()
     }
 
+    /// A net-conf.json that is refused.
+    fn conf(&self, text: &str, parts: &[&str]) -> Result<()> {
+        let refused = self.refused(self.net_conf(text)?, 1, parts);
+        refused.map(|_| ()).with_context(|| format!("net-conf.json was `{text}`"))
+    }
+
+    /// A `Backend` that is refused.
+    fn backend(&self, backend: &str, parts: &[&str]) -> Result<()> {
+        self.conf(&format!(r#"{{"Network": "10.244.0.0/16", "Backend": {backend}}}"#), parts)
+    }
+
+    /// A net-conf.json that is run; gives the log.
+    fn runs(&mut self, text: &str) -> Result<String> {
+        self.becomes_ready(self.net_conf(text)?)
+    }
+
+    /// Starts a daemon that becomes ready, stops it and removes what it leaves; gives the log.
+    fn becomes_ready(&mut self, launch: Launch) -> Result<String> {
+        let daemon = launch.spawn()?;
+        let node = self.0.node_mut("n1")?;
+        node.adopt(daemon).wait_ready()?;
+        let log = node.daemon()?.log()?;
+        node.stop_daemon(Signal::SIGTERM)?;
+        node.flanneld(&["cleanup"])?.run()?;
+        Ok(log)
+    }
+
     fn net_conf(&self, text: &str) -> Result<Launch> {
         let path = self.0.dir().join("bad.json");
         std::fs::write(&path, text)?;
@@ -97,22 +186,36 @@ impl One {
     }
 }
 
+fn unknown_flag(one: &mut One, _: &Notes) -> Result<()> {
+    let exit = one.refused(one.launch()?.flag("--ip-mask"), 2, &["--ip-mask", "--ip-masq", "--help"])?;
+    ensure!(!exit.said.contains("--etcd-endpoints"), "the usage hides the error: {}", exit.said);
+    Ok(())
+}
+
+fn renew_margin(one: &mut One, _: &Notes) -> Result<()> {
+    let launch = one.launch()?.set("--subnet-lease-renew-margin", "0");
+    one.refused(launch, 2, &["--subnet-lease-renew-margin", "1439"]).map(|_| ())
+}
+
+fn annotation_prefix(one: &mut One, _: &Notes) -> Result<()> {
+    let launch = one.launch()?.set("--kube-annotation-prefix", "a.b/c/d");
+    one.refused(launch, 2, &["--kube-annotation-prefix", "a.b/c/d", "example.com/net"]).map(|_| ())
+}
+
 fn command_line(one: &mut One, _: &Notes) -> Result<()> {
     for (flag, value, parts) in [
-        ("--no-such-flag", "", &["--no-such-flag"][..]),
-        ("--healthz-port", "70000", &["--healthz-port", "70000", "65535"]),
+        ("--healthz-port", "70000", &["--healthz-port", "70000", "65535"][..]),
         ("--healthz-ip", "here", &["--healthz-ip", "here"]),
         ("--public-ip", "10.0.0", &["--public-ip", "10.0.0"]),
+        ("--public-ipv6", "10.0.0.1", &["--public-ipv6", "10.0.0.1"]),
         ("--iface-regex", "(", &["--iface-regex", "("]),
-        ("--ip-masq=perhaps", "", &["--ip-masq", "perhaps", "true or false"]),
+        ("--iptables-resync", "often", &["--iptables-resync", "often"]),
         ("--log-format", "xml", &["--log-format", "xml", "json"]),
-        ("--subnet-lease-renew-margin", "0", &["--subnet-lease-renew-margin", "1439"]),
     ] {
-        let launch = one.launch()?;
-        let launch = if value.is_empty() { launch.flag(flag) } else { launch.set(flag, value) };
-        one.refused(launch, 2, parts)?;
+        one.refused(one.launch()?.set(flag, value), 2, parts)?;
     }
-    Ok(())
+    one.refused(one.launch()?.flag("--ip-masq=perhaps"), 2, &["--ip-masq", "perhaps", "true or false"])
+        .map(|_| ())
 }
 
 fn source(one: &mut One, _: &Notes) -> Result<()> {
@@ -122,71 +225,67 @@ fn source(one: &mut One, _: &Notes) -> Result<()> {
     Ok(())
 }
 
-fn environment(one: &mut One, _: &Notes) -> Result<()> {
-    let daemon = one.launch()?.env("FLANNELD_IPTABLES_RESYNC", "often").spawn()?;
-    one.0.node_mut("n1")?.adopt(daemon).wait_ready()?;
-    let log = one.0.node("n1")?.daemon()?.log()?;
-    ensure!(log.contains("FLANNELD_IPTABLES_RESYNC") && log.contains("often"), "{log}");
-    // A flag wins over the environment, which here would not even start.
-    one.0.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
-    let daemon = one.launch()?.env("FLANNELD_IFACE", "nosuch0").spawn()?;
-    one.0.node_mut("n1")?.adopt(daemon).wait_ready()?;
-    let node = one.0.node_mut("n1")?;
-    node.stop_daemon(Signal::SIGTERM)?;
-    node.flanneld(&["cleanup"])?.run()?;
-    one.refused(one.launch()?.unset("--iface").env("FLANNELD_IFACE", "nosuch0"), 1, &["nosuch0"])?;
+fn event_queue_depth(one: &mut One, _: &Notes) -> Result<()> {
+    let log = one.becomes_ready(one.launch()?.env("EVENT_QUEUE_DEPTH", "x"))?;
+    ensure!(log.contains("EVENT_QUEUE_DEPTH=\"x\""), "{log}");
     Ok(())
+}
+
+fn environment(one: &mut One, _: &Notes) -> Result<()> {
+    one.becomes_ready(one.launch()?.env("FLANNELD_IFACE", "nosuch0")).map(|_| ())
+}
+
+fn env_iface(one: &mut One, _: &Notes) -> Result<()> {
+    let launch = one.launch()?.unset("--iface").env("FLANNELD_IFACE", "nosuch0");
+    one.refused(launch, 1, &["nosuch0", "eth0"]).map(|_| ())
+}
+
+fn bad_environment(one: &mut One, _: &Notes) -> Result<()> {
+    let log = one.becomes_ready(one.launch()?.env("FLANNELD_IPTABLES_RESYNC", "often"))?;
+    ensure!(log.contains("FLANNELD_IPTABLES_RESYNC") && log.contains("often"), "{log}");
+    Ok(())
+}
+
+fn net_conf_missing(one: &mut One, _: &Notes) -> Result<()> {
+    let launch = one.launch()?.set("--net-config-path", "/nonexistent");
+    one.refused(launch, 1, &["--net-config-path", "/nonexistent"]).map(|_| ())
 }
 
 fn net_conf(one: &mut One, _: &Notes) -> Result<()> {
-    one.refused(
-        one.launch()?.set("--net-config-path", "/nonexistent"),
-        1,
-        &["--net-config-path", "/nonexistent"],
-    )?;
     for (text, parts) in [
-        ("{\n  \"Network\": nonsense\n}", &["line 2", "column"][..]),
-        ("", &["line 1"]),
+        ("", &["line 1"][..]),
         ("[]", &["bad.json"]),
-        ("{}", &["Network"]),
-        ("{\"Backend\": {\"Type\": \"udp\"}}", &["Network"]),
-        ("{\"Network\": \"10.244\"}", &["Network", "10.244"]),
-        ("{\"Network\": \"10.244.0.0/99\"}", &["Network", "10.244.0.0/99"]),
-        ("{\"Network\": 7}", &["Network", "7", "in quotes"]),
+        (r#"{"Network": "10.244.0.0/99"}"#, &["Network", "10.244.0.0/99"]),
+        (r#"{"Network": 7}"#, &["Network", "7", "in quotes"]),
+        (r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "udp", "Port": 70000}}"#, &["Port", "70000"]),
         (
-            "{\"Network\": \"10.244.0.0/16\", \"Backend\": {\"Type\": \"udp\", \"Port\": 70000}}",
-            &["Port", "70000"],
-        ),
-        (
-            "{\"Network\": \"10.244.0.0/16\", \"SourceCheck\": \"sometimes\"}",
+            r#"{"Network": "10.244.0.0/16", "SourceCheck": "sometimes"}"#,
             &["SourceCheck", "sometimes", "enforce"],
         ),
+        (
+            r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "Mode": "fast"}}"#,
+            &["Backend.Mode", "fast"],
+        ),
     ] {
-        one.refused(one.net_conf(text)?, 1, parts).with_context(|| format!("net-conf.json was `{text}`"))?;
-    }
-    Ok(())
-}
-
-fn backend(one: &mut One, _: &Notes) -> Result<()> {
-    for (backend, said) in
-        [("{\"Type\": \"wireguard\"}", "wireguard"), ("{\"Type\": \"nosuch\"}", "nosuch"), ("{}", "Type")]
-    {
-        let conf = format!("{{\"Network\": \"10.244.0.0/16\", \"Backend\": {backend}}}");
-        one.refused(one.net_conf(&conf)?, 1, &[said, "udp"])
-            .with_context(|| format!("Backend was {backend}"))?;
+        one.conf(text, parts)?;
     }
     Ok(())
 }
 
 fn interface(one: &mut One, _: &Notes) -> Result<()> {
     one.refused(one.launch()?.set("--iface", "nosuch0"), 1, &["--iface", "nosuch0", "eth0"])?;
-    one.refused(
-        one.launch()?.unset("--iface").set("--iface-regex", "^wlan"),
-        1,
-        &["--iface-regex", "^wlan", "eth0"],
-    )?;
     one.refused(one.launch()?.set("--iface", "10.9.9.9"), 1, &["--iface", "10.9.9.9"])?;
     Ok(())
+}
+
+fn iface_regex(one: &mut One, _: &Notes) -> Result<()> {
+    let launch = one.launch()?.unset("--iface").set("--iface-regex", "^wlan");
+    one.refused(launch, 1, &["--iface-regex", "^wlan", "eth0"]).map(|_| ())
+}
+
+fn public_ip(one: &mut One, _: &Notes) -> Result<()> {
+    let launch = one.launch()?.unset("--iface").set("--public-ip", "203.0.113.9");
+    one.refused(launch, 1, &["--public-ip", "203.0.113.9", "192.168.77.1"]).map(|_| ())
 }
 
 fn port_in_use(one: &mut One, _: &Notes) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What people type: routes, log-level, help, version, and the health endpoint behind them.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +23,10 @@ fn main() -> ExitCode {
         .check("health, readiness and metrics answer over HTTP", http)
         .check("the metrics tell what was carried", metrics)
         .check("without a daemon the commands say so", no_daemon)
-        .check("help lists flags and subcommands, version goes to standard error", help)
+        .check("help: exit 0, lists flags and subcommands", help)
+        .check("version: exit 0, on standard error", version)
+        .check("install-conf copies a CNI configuration, under its own name too", install_conf)
+        .check("install-conf leaves the target as it is when the source is no good", install_conf_refuses)
         .main()
 }
 
@@ -165,8 +169,57 @@ fn help(_: &mut Two, _: &Notes) -> Result<()> {
             ensure!(text.contains(part), "`{part}` is missing in {flag}:\n{text}");
         }
     }
-    let output = nowhere.command(binary()?).arg("-version").output()?;
-    ensure!(output.status.code() == Some(0) && output.stdout.is_empty(), "{output:?}");
-    ensure!(!output.stderr.is_empty(), "flannel prints its version to standard error");
+    Ok(())
+}
+
+fn version(_: &mut Two, _: &Notes) -> Result<()> {
+    let nowhere = Netns::new("nowhere")?;
+    for flag in ["--version", "-version", "--version=true"] {
+        let output = nowhere.command(binary()?).arg(flag).output()?;
+        ensure!(output.status.code() == Some(0) && output.stdout.is_empty(), "{flag}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(said.contains(env!("CARGO_PKG_VERSION")), "{flag}: {said}");
+    }
+    Ok(())
+}
+
+const CNI: &str = r#"{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel"}]}"#;
+
+fn install_conf(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let (source, target) = (node.dir().join("cni-conf.json"), node.dir().join("net.d/10-flannel.conflist"));
+    std::fs::write(&source, CNI)?;
+    let helper = node.dir().join("install-conf");
+    std::os::unix::fs::symlink(binary()?, &helper)?;
+    for (program, arguments) in [(binary()?, &["install-conf"][..]), (&*helper, &[])] {
+        let command = node.ns().command(program).args(arguments);
+        let output = command.arg(&source).arg(&target).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        ensure!(std::fs::read_to_string(&target)? == CNI);
+        let left: Vec<_> = std::fs::read_dir(node.dir().join("net.d"))?.collect::<Result<_, _>>()?;
+        ensure!(left.len() == 1, "{left:?}");
+        let mode = std::fs::metadata(&target)?.permissions().mode();
+        ensure!(mode & 0o777 == 0o644, "mode {mode:o}");
+        std::fs::remove_file(&target)?;
+    }
+    Ok(())
+}
+
+fn install_conf_refuses(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let (source, target) = (node.dir().join("bad.json"), node.dir().join("10-flannel.conflist"));
+    std::fs::write(&source, "{\"name\": ")?;
+    std::fs::write(&target, CNI)?;
+    for (arguments, code, parts) in [
+        (vec![source.clone(), target.clone()], 1, &["bad.json", "not JSON", "stays as it is"][..]),
+        (vec!["/nonexistent".into(), target.clone()], 1, &["/nonexistent"]),
+        (vec![source.clone()], 2, &["TARGET"]),
+    ] {
+        let output = node.ns().command(binary()?).arg("install-conf").args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(code), "{} {said}", output.status);
+        ensure!(parts.iter().all(|part| said.contains(part)), "{parts:?} are missing in: {said}");
+        ensure!(std::fs::read_to_string(&target)? == CNI);
+    }
     Ok(())
 }

@@ -20,16 +20,18 @@ use serde_json::{Value, json};
 fn main() -> ExitCode {
     Suite::<One>::new()
         .check("in a pod it needs no flag to find the API server", in_a_pod)
-        .check("a podCIDR that is not assigned yet is waited for", no_pod_cidr)
-        .check("a Node that is not there yet is waited for", no_node)
-        .check("connection refused is named", refused)
-        .check("a certificate of an unknown authority is named", unknown_ca)
-        .check("401 is named", unauthorized)
-        .check("403 is named", forbidden)
+        .check("flannel: node without podCIDR -> waited for, and followed", no_pod_cidr)
+        .check("flannel: no such Node -> waited for, and followed", no_node)
+        .check("flannel: API server refuses connections -> named", refused)
+        .check("flannel: API certificate of an unknown CA -> named", unknown_ca)
+        .check("flannel: wrong token (401) -> named", unauthorized)
+        .check("flannel: no RBAC permission (403) -> named", forbidden)
         .check("a server that hangs is named", hangs)
         .check("a name that does not resolve is named", dns)
         .check("a server that is not there yet is waited for", late)
         .check("without NODE_NAME the pod says which node this is", by_pod)
+        .check("flannel: NODE_NAME and POD_NAME unset -> exit 1 and how to set them", no_name)
+        .check("flannel: kubeconfig missing -> exit 1 and the path", no_kubeconfig)
         .check("a bad kubeconfig or URL is exit 1 and says which", bad_way)
         .check("a kubeconfig that wants a program run is refused", exec)
         .main()
@@ -239,18 +241,24 @@ fn by_pod(one: &mut One, _: &Notes) -> Result<()> {
     one.refuses(launch(one, Access::Daemon, "flanneld-x")?, &["NODE_NAME is not set", "403", "fieldRef"])?;
     one.refuses(launch(one, Access::Admin, "absent")?, &["NODE_NAME is not set", "404"])?;
     one.refuses(launch(one, Access::Admin, "../secrets")?, &["POD_NAME", "../secrets"])?;
-    one.refuses(one.launch()?.without_env("NODE_NAME"), &["NODE_NAME is not set"])?;
     one.start(launch(one, Access::Admin, "flanneld-x")?)?;
     one.wait_ready()?;
     one.stop()
 }
 
+fn no_name(one: &mut One, _: &Notes) -> Result<()> {
+    one.refuses(one.launch()?.without_env("NODE_NAME"), &["NODE_NAME is not set", "spec.nodeName"])
+}
+
+fn no_kubeconfig(one: &mut One, _: &Notes) -> Result<()> {
+    one.refuses(
+        one.launch()?.set("--kubeconfig-file", "/nonexistent"),
+        &["--kubeconfig-file /nonexistent", "No such file"],
+    )
+}
+
 fn bad_way(one: &mut One, _: &Notes) -> Result<()> {
     let launch = || one.launch();
-    one.refuses(
-        launch()?.set("--kubeconfig-file", "/nonexistent"),
-        &["--kubeconfig-file /nonexistent", "No such file"],
-    )?;
     one.refuses(launch()?.set("--kubeconfig-file", "/etc/hostname"), &["--kubeconfig-file /etc/hostname"])?;
     for url in ["here", "192.168.77.254:6443", "https://"] {
         one.refuses(launch()?.set("--kube-api-url", url), &["--kube-api-url", url, "https://HOST:PORT"])?;

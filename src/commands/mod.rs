@@ -1,9 +1,11 @@
 //! Subcommands: what serves people beside the daemon.
 
 mod cleanup;
+mod install_conf;
 pub mod routes;
 
 pub use cleanup::cleanup;
+pub use install_conf::install_conf;
 
 use anyhow::Result;
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use clap::{Arg, Command};
 
@@ -26,6 +27,16 @@ pub(super) struct Line {
     /// A boolean flag that was followed by a value without `=`, and the value. Go takes the flag as
     /// true and ignores the rest of the line; nobody means that.
     pub(super) detached: Option<(String, String)>,
+}
+
+/// flannel's image has a second program, `install-conf`, that manifests name by its path. Under that name we are it.
+pub(super) fn as_helper(argv: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    const HELPER: &str = "install-conf";
+    let mut argv = argv.into_iter();
+    let program = argv.next();
+    let is_helper =
+        program.as_deref().and_then(|path| Path::new(path).file_name()).is_some_and(|name| name == HELPER);
+    program.into_iter().chain(is_helper.then(|| HELPER.into())).chain(argv)
 }
 
 /// Rewrites `argv` (program name first) against the flags that `root`, already built, knows.

@@ -31,6 +31,8 @@ pub(super) enum Subcommand {
     Cleanup(CleanupArgs),
     /// Change the log level of the running daemon
     LogLevel(LogLevelArgs),
+    /// Copy a CNI configuration to where the kubelet reads it, in one step
+    InstallConf(InstallConfArgs),
 }
 
 /// The daemon's flags: flannel's, and a few of ours.
@@ -220,6 +222,17 @@ pub struct LogLevelArgs {
     /// A level, or levels by module, such as info,loden::reconcile=debug
     #[arg(value_name = "FILTER", value_parser = values::log_filter)]
     pub filter: String,
+}
+
+/// `flanneld install-conf`: the helper of flannel's image, under its own name there.
+#[derive(Debug, Clone, Args)]
+pub struct InstallConfArgs {
+    /// The configuration, from a ConfigMap
+    #[arg(value_name = "SOURCE")]
+    pub source: PathBuf,
+    /// The file to replace, such as /etc/cni/net.d/10-flannel.conflist
+    #[arg(value_name = "TARGET")]
+    pub target: PathBuf,
 }
 
 impl DaemonArgs {

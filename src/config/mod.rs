@@ -17,8 +17,8 @@ mod values;
 
 pub use annotation_prefix::{AnnotationPrefix, AnnotationPrefixError};
 pub use cli::{
-    CleanupArgs, DaemonArgs, EtcdArgs, KlogArgs, LogFormat, LogLevelArgs, OutputFormat, RoutesArgs,
-    SocketArgs,
+    CleanupArgs, DaemonArgs, EtcdArgs, InstallConfArgs, KlogArgs, LogFormat, LogLevelArgs, OutputFormat,
+    RoutesArgs, SocketArgs,
 };
 pub use environment::PodIdentity;
 pub use error::{ConfigError, LeaseSource};
@@ -40,6 +40,8 @@ pub enum Command {
     Cleanup(CleanupArgs),
     /// Change the log level of the running daemon.
     LogLevel(LogLevelArgs),
+    /// Put a CNI configuration in place.
+    InstallConf(InstallConfArgs),
 }
 
 /// Everything the daemon was told on the command line and in the environment.
@@ -90,7 +92,7 @@ pub fn parse(
     env: &impl Fn(&str) -> Option<String>,
 ) -> Result<Parsed, Exit> {
     let command = cli::command();
-    let mut line = argv::normalise(&command, argv);
+    let mut line = argv::normalise(&command, argv::as_helper(argv));
     if let Some((flag, value)) = &line.detached {
         return Err(Exit::detached(flag, value));
     }
@@ -103,6 +105,7 @@ pub fn parse(
         Some(cli::Subcommand::Routes(args)) => Command::Routes(args),
         Some(cli::Subcommand::Cleanup(args)) => Command::Cleanup(args),
         Some(cli::Subcommand::LogLevel(args)) => Command::LogLevel(args),
+        Some(cli::Subcommand::InstallConf(args)) => Command::InstallConf(args),
         None if cli.version => return Err(Exit::version()),
         None => {
             warnings.extend(cli.daemon.warnings());
