@@ -77,6 +77,8 @@ pub enum News<T> {
     Restored,
     /// The source cannot be read; what was said before stays in force. The text names cause and remedy.
     Trouble(String),
+    /// The source has said nothing since the start; this is the complete set as it was known at that time, RFC 3339.
+    Remembered(Vec<T>, String),
 }
 
 /// Slots of packet memory that a [`PacketIo`] fills and another one sends from, without a copy in between.

@@ -113,6 +113,25 @@ impl Kube {
         self.server.annotate_node(node, &key(name), value).map(drop)
     }
 
+    /// Cuts n1 off the API server: what it sends there is answered with a reset.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn cut_off(&self) -> Result<()> {
+        self.n1()?.ns().nft(
+            "table ip lab_cut { chain out { type filter hook output priority 0;\n\
+             tcp dport 6443 reject with tcp reset\n}\n}",
+        )
+    }
+
+    /// Ends [`Kube::cut_off`].
+    ///
+    /// # Errors
+    /// When it was not.
+    pub fn mend(&self) -> Result<()> {
+        self.n1()?.ns().nft("delete table ip lab_cut")
+    }
+
     /// Waits until n1's daemon has forgotten `peer`.
     ///
     /// # Errors

@@ -82,6 +82,11 @@ impl Node {
         self.dir.join("flannel/subnet.env")
     }
 
+    /// The Nodes that its daemon remembers.
+    pub fn cache_file(&self) -> PathBuf {
+        self.dir.join("flannel/leases.cache")
+    }
+
     /// One value of subnet.env.
     ///
     /// # Errors

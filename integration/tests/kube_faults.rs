@@ -1,5 +1,7 @@
 //! What becomes of a running daemon when the API server goes away, refuses it, forgets, or is an old one.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -18,7 +20,7 @@ fn main() -> ExitCode {
         .check("a server that has forgotten (410) is read anew, with what was deleted meanwhile", forgotten)
         .check("a role that is taken away is named, and the map stays", role_taken_away)
         .check(
-            "a daemon that restarts without an API server keeps its kernel state and waits",
+            "a daemon that restarts without an API server and a cache keeps its kernel state and waits",
             restart_without,
         )
         .check("an etcd without streaming lists is read page by page", old_etcd)
@@ -45,17 +47,10 @@ fn whole(request: &Request) -> bool {
 /// a new peer makes it send. Returns that peer.
 fn cut(kube: &Kube, number: u8) -> Result<String> {
     let before = restarts(kube, "")?;
-    kube.cluster.node("n1")?.ns().nft(
-        "table ip lab_cut { chain out { type filter hook output priority 0;\n\
-         tcp dport 6443 reject with tcp reset\n}\n}",
-    )?;
+    kube.cut_off()?;
     let unseen = kube.create(number)?;
     wait::until_true("the watch breaks", || Ok(restarts(kube, "")? > before))?;
     Ok(unseen)
-}
-
-fn mend(kube: &Kube) -> Result<()> {
-    kube.cluster.node("n1")?.ns().nft("delete table ip lab_cut")
 }
 
 fn resumes(kube: &mut Kube, notes: &Notes) -> Result<()> {
@@ -63,7 +58,7 @@ fn resumes(kube: &mut Kube, notes: &Notes) -> Result<()> {
     let unseen = cut(kube, 120)?;
     kube.wait_body(&["degraded: Kubernetes API at https://192.168.77.254:6443"])?;
     let late = kube.create(121)?;
-    mend(kube)?;
+    kube.mend()?;
     let node = kube.cluster.node("n1")?;
     notes.took("after a broken connection, a change is applied after", node.wait_lease(&late)?);
     node.wait_lease(&unseen)?;
@@ -111,7 +106,7 @@ fn forgotten(kube: &mut Kube, notes: &Notes) -> Result<()> {
     kube.server.delete_node(&deleted)?;
     let added = kube.create(142)?;
     kube.server.restart()?;
-    mend(kube)?;
+    kube.mend()?;
     notes.took("a map read anew is in force after", node.wait_lease(&added)?);
     node.wait_lease(&unseen)?;
     ensure!(node.route(&deleted)?.is_none(), "what was deleted meanwhile is still there");
@@ -140,6 +135,7 @@ fn role_taken_away(kube: &mut Kube, _: &Notes) -> Result<()> {
 fn restart_without(kube: &mut Kube, notes: &Notes) -> Result<()> {
     kube.server.kill();
     kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
+    std::fs::remove_file(kube.n1()?.cache_file())?;
     kube.cluster.start_daemon("n1")?;
     let node = kube.cluster.node("n1")?;
     wait::until_true("it says what it waits for", || {

@@ -64,7 +64,12 @@ impl One {
         Ok(self.launch()?.set("--kubeconfig-file", self.server.kubeconfig(access)?))
     }
 
+    /// Starts it with nothing that an earlier daemon remembered.
     fn start(&mut self, launch: Launch) -> Result<()> {
+        let cache = self.cluster.node("n1")?.cache_file();
+        if cache.exists() {
+            std::fs::remove_file(cache)?;
+        }
         let daemon = launch.spawn()?;
         self.cluster.node_mut("n1")?.adopt(daemon);
         Ok(())

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 pub(crate) mod allocations;
+pub mod cache;
 pub mod control;
 pub mod file;
 pub mod firewall;

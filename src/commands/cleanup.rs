@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::adapter::firewall::Firewall;
 use crate::adapter::lock::RunLock;
-use crate::adapter::{control, file, lock};
+use crate::adapter::{cache, control, file, lock};
 use crate::config::CleanupArgs;
 use crate::plan::firewall::{self, Manager};
 
@@ -17,7 +17,8 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<String> {
     let subnet_file = &args.socket.subnet_file;
     let _lock = RunLock::take(subnet_file).context("nothing was removed")?;
     let mut removed = rules().await?;
-    for path in [subnet_file.clone(), control::path(subnet_file), lock::path(subnet_file)] {
+    let files = [cache::path, control::path, lock::path].map(|path| path(subnet_file));
+    for path in [subnet_file.clone()].into_iter().chain(files) {
         if file::remove(&path)? {
             removed.push(path.display().to_string());
         }

@@ -40,9 +40,11 @@ pub(super) async fn publish(state: Rc<State>, api: Api, metrics: ApiMetrics) {
 impl State {
     /// Compares our own Node with what it should carry, once packets can be taken: from then on peers send to us.
     pub(super) fn check_own_node(&self) {
-        if !self.args.kube_subnet_mgr || !self.health.borrow().applied {
+        let health = self.health.borrow();
+        if !self.args.kube_subnet_mgr || !health.applied || health.from_cache.is_some() {
             return;
         }
+        drop(health);
         let lacking = match self.own_node_lacks() {
             Ok(lacking) => lacking,
             Err(text) => {

@@ -4,6 +4,7 @@ mod data_path;
 mod gauges;
 mod interface;
 mod kubernetes;
+mod memory;
 mod serve;
 mod state;
 
@@ -18,10 +19,11 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::data_path::{DataPath, Endpoint, Exit};
 use self::gauges::Gauges;
+use self::memory::{Memory, Recalling};
 use self::state::{State, TUNNEL};
 use crate::adapter::firewall::Firewall;
 use crate::adapter::kube::KubeNodes;
@@ -63,9 +65,17 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             let prefix = run.args.kube_annotation_prefix.clone();
             let start = Start::new(node, format!("the Kubernetes API at {}", api.url()), run)?;
             let metrics = start.state.metrics.api(&kubernetes::reasons())?;
-            let leases = KubeNodes::new(api.clone(), prefix, metrics.clone());
+            let memory = Memory::of(&start.state, &api);
+            let remembered = memory.recall();
+            let leases = KubeNodes::new(api.clone(), prefix, memory.seen.clone(), metrics.clone());
+            spawn_local(memory.clone().keep(start.state.clone()));
             spawn_local(kubernetes::publish(start.state.clone(), api, metrics));
-            start.run(leases, log).await
+            let state = start.state.clone();
+            let outcome = start.run(Recalling::new(leases, remembered), log).await;
+            if let Err(error) = memory.save(&state) {
+                debug!("{error:#}");
+            }
+            outcome
         }
     }
 }

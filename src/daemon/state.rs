@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use encap::{Encapsulation, Family, PeerId, Prefix};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use crate::adapter::file;
@@ -19,6 +19,7 @@ use crate::config::iface::ExternalInterface;
 use crate::config::netconf::{BackendConf, NetConf};
 use crate::config::offload::Features;
 use crate::dataplane::Shared;
+use crate::lease::cache::{self, Scope};
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
 use crate::plan::Intent;
@@ -55,6 +56,8 @@ pub(super) struct State {
     pub(super) public_ip: Cell<Option<Ipv4Addr>>,
     /// What our own Node lacks; nothing as long as nobody is to write it.
     pub(super) lacking: watch::Sender<Option<Publication>>,
+    /// Rings when the source has said something new.
+    pub(super) learned: Notify,
     external: Cell<Option<u32>>,
     /// Refusals and mismatches that were logged, so that each is logged once.
     complaints: RefCell<BTreeSet<String>>,
@@ -89,6 +92,7 @@ impl State {
             own: RefCell::default(),
             public_ip: Cell::new(None),
             lacking: watch::Sender::new(None),
+            learned: Notify::new(),
             external: Cell::new(None),
             complaints: RefCell::default(),
             subnet_env: RefCell::default(),
@@ -124,6 +128,15 @@ impl State {
                 LeaseEvent::Apply(node) => index.apply(*node),
                 LeaseEvent::Delete(name) => index.delete(&name),
                 LeaseEvent::Restored => Change::default(),
+                LeaseEvent::Remembered(nodes, saved) => {
+                    let text = format!("started from cache, with the nodes of {saved}");
+                    warn!(nodes = nodes.len(), "{text}");
+                    self.health.borrow_mut().from_cache = Some(text);
+                    let change = index.reset(nodes);
+                    drop(index);
+                    self.adopt(&change, None);
+                    return;
+                }
                 LeaseEvent::Trouble(text) => {
                     if self.health.borrow().source_trouble.as_ref() != Some(&text) {
                         warn!("leases stay as they are: {text}");
@@ -138,8 +151,22 @@ impl State {
         if self.health.borrow_mut().source_trouble.take().is_some() {
             info!(source = self.source, "leases can be read again");
         }
+        self.health.borrow_mut().from_cache = None;
         self.metrics.source_up.set(1);
         self.adopt(&change, Some(arrival.at));
+        if change.snapshot {
+            self.learned.notify_one();
+        }
+    }
+
+    /// Whether the source itself has said what is known.
+    pub(super) fn knows_the_truth(&self) -> bool {
+        self.health.borrow().from_cache.is_none() && self.index.borrow().facts().len() > 0
+    }
+
+    /// All that the source said, for [`Memory`](super::memory::Memory).
+    pub(super) fn render_cache(&self, scope: &Scope, saved: &str, version: Option<&str>) -> String {
+        cache::render(scope, saved, version, self.index.borrow().facts())
     }
 
     /// Says which interface carries the overlay; its addresses are ours.

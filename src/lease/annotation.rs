@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use encap::{Family, MacAddr};
+use serde::{Deserialize, Serialize};
 
 use super::vtep::{self, VtepData};
 use super::{ByFamily, LodenCaps};
@@ -42,7 +43,8 @@ pub mod name {
 pub(super) const MAX_BYTES: usize = 4096;
 
 /// The annotations under our prefix, as they were written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[expect(missing_docs, reason = "one field per constant of the module `name`, documented there")]
 pub struct Annotations {
     pub kube_subnet_manager: Option<String>,

@@ -147,6 +147,11 @@ impl LeaseIndex {
         snapshot
     }
 
+    /// What the source said last about each node, by name.
+    pub fn facts(&self) -> impl ExactSizeIterator<Item = &NodeFacts> {
+        self.nodes.values().map(|node| &*node.facts)
+    }
+
     /// Judges facts and notes what they ask for. Says whether anything is new.
     fn take(&mut self, facts: NodeFacts) -> bool {
         let name: Arc<str> = match self.nodes.get_key_value(facts.name.as_str()) {

@@ -4,6 +4,7 @@
 //! one immutable [`Snapshot`] per change; [`fib`] makes the forwarding table from that.
 
 pub mod annotation;
+pub mod cache;
 mod caps;
 mod check;
 mod claims;

@@ -14,6 +14,8 @@ pub struct Health {
     pub own_trouble: Option<String>,
     /// Why the lease source cannot be read; the last known leases stay in force.
     pub source_trouble: Option<String>,
+    /// The leases are those that an earlier daemon knew; the source has said nothing yet.
+    pub from_cache: Option<String>,
     /// Why our own Node does not carry what peers need to know of us; peers that know us already are not affected.
     pub publish_trouble: Option<String>,
     /// Peers that were refused.
@@ -55,12 +57,17 @@ impl Health {
         if !self.applied {
             return Readiness::NotReady("the kernel is not programmed yet".into());
         }
-        let mut worries: Vec<String> =
-            [&self.own_trouble, &self.source_trouble, &self.publish_trouble, &self.firewall_trouble]
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect();
+        let mut worries: Vec<String> = [
+            &self.from_cache,
+            &self.own_trouble,
+            &self.source_trouble,
+            &self.publish_trouble,
+            &self.firewall_trouble,
+        ]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
         if self.refused > 0 {
             worries.push(format!("{} refused (see `flanneld routes`)", nodes(self.refused)));
         }

@@ -20,6 +20,7 @@ use kube::core::{Request, WatchEvent};
 use kube::{Client, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
 use tower::{BoxError, Service, ServiceBuilder};
 
 use super::trouble::{Cause, Overloaded, Trouble};
@@ -69,6 +70,7 @@ pub(super) struct PageMeta {
 pub struct Api {
     client: Client,
     url: String,
+    authority: String,
 }
 
 impl Api {
@@ -101,6 +103,7 @@ impl Api {
         let [version, _] = crate::VERSION;
         let agent = HeaderValue::try_from(format!("flanneld-loden/{version}")).context("the user agent")?;
         config.headers.push((header::USER_AGENT, agent));
+        let authority = fingerprint(config.root_cert.as_deref());
         let mut tcp = HttpConnector::new_with_resolver(tower::service_fn(resolve));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -122,12 +125,17 @@ impl Api {
             .map_result(|answer: Result<_, _>| rest_asked_for(answer.map_err(BoxError::from)?))
             .service(http);
         let client = ClientBuilder::new(service, config.default_namespace.clone()).build();
-        Ok(Self { client, url: config.cluster_url.to_string().trim_end_matches('/').to_owned() })
+        Ok(Self { client, url: config.cluster_url.to_string().trim_end_matches('/').to_owned(), authority })
     }
 
     /// The server's address, for people.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// What tells the cluster's certificate authority from others.
+    pub fn authority(&self) -> &str {
+        &self.authority
     }
 
     /// `trouble` as one line that names the server.
@@ -221,6 +229,12 @@ impl Api {
         let text = within(limit, self.client.request_text(built(request)?)).await?;
         serde_json::from_str(&text).map_err(|error| Trouble::new(Cause::BadAnswer, &error.to_string()))
     }
+}
+
+fn fingerprint(certificates: Option<&[Vec<u8>]>) -> String {
+    let Some(certificates) = certificates else { return "the system's".to_owned() };
+    let digest = certificates.iter().fold(Sha256::new(), |digest, der| digest.chain_update(der)).finalize();
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The client library keeps an error's body and drops its headers, but only a header says how long to wait.

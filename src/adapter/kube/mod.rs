@@ -16,3 +16,4 @@ mod watch;
 pub use client::Api;
 pub use nodes::KubeNodes;
 pub use trouble::{Cause, Trouble};
+pub use watch::Seen;

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::client::{Api, NODES};
 use super::sync::Kind;
-use super::watch::Watcher;
+use super::watch::{Seen, Watcher};
 use crate::config::AnnotationPrefix;
 use crate::lease::{NodeFacts, NodeObject};
 use crate::ports::{Arrival, LeaseSource};
@@ -21,9 +21,10 @@ pub struct KubeNodes {
 }
 
 impl KubeNodes {
-    /// Annotations are taken from under `prefix`. Nothing is asked before the first [`KubeNodes::next`].
-    pub fn new(api: Api, prefix: AnnotationPrefix, metrics: ApiMetrics) -> Self {
-        let watcher = Watcher::new(Nodes { prefix }, None, api, metrics);
+    /// Annotations are taken from under `prefix`; the newest version is kept in `seen`, and what is older than the one
+    /// that is there now will be doubted. Nothing is asked before the first [`KubeNodes::next`].
+    pub fn new(api: Api, prefix: AnnotationPrefix, seen: Seen, metrics: ApiMetrics) -> Self {
+        let watcher = Watcher::new(Nodes { prefix }, seen, api, metrics);
         let arrivals = stream::unfold(watcher, async |mut watcher| {
             let event = watcher.next().await;
             Some((Arrival { event, at: Instant::now() }, watcher))

@@ -153,6 +153,11 @@ impl<K: Kind> Sync<K> {
         }
     }
 
+    /// The newest version that was ever seen.
+    pub(super) fn seen(&self) -> Option<&str> {
+        self.seen.as_deref()
+    }
+
     /// What to do next. Its outcome goes to the one of the functions below that fits.
     pub(super) fn next(&mut self, now: Instant) -> Step {
         match &self.phase {

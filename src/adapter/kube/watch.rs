@@ -1,7 +1,8 @@
 //! The watch of all objects of a [`Kind`]: carries out what [`Sync`] asks for.
 
-use std::time::Instant;
-use std::time::SystemTime;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime};
 
 use fastrand::Rng;
 use futures_util::stream::StreamExt as _;
@@ -13,18 +14,23 @@ use super::trouble::Trouble;
 use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
 
+/// The newest version that was seen; shared by clones.
+pub type Seen = Rc<RefCell<Option<String>>>;
+
 /// Lists and watches, and says what is new.
 pub(super) struct Watcher<K: Kind> {
     sync: Sync<K>,
     api: Api,
     metrics: ApiMetrics,
     watch: Option<Events<K::Object>>,
+    seen: Seen,
 }
 
 impl<K: Kind> Watcher<K> {
-    /// Nothing is asked before the first [`Watcher::next`]. What is older than version `seen` will be doubted.
-    pub(super) fn new(kind: K, seen: Option<String>, api: Api, metrics: ApiMetrics) -> Self {
-        Self { sync: Sync::new(kind, seen, Rng::new()), api, metrics, watch: None }
+    /// Nothing is asked before the first [`Watcher::next`]. What is older than the version in `seen` will be doubted.
+    pub(super) fn new(kind: K, seen: Seen, api: Api, metrics: ApiMetrics) -> Self {
+        let sync = Sync::new(kind, seen.borrow().clone(), Rng::new());
+        Self { sync, api, metrics, watch: None, seen }
     }
 
     /// Waits for the next thing to say. What was begun is lost if this is dropped.
@@ -36,6 +42,9 @@ impl<K: Kind> Watcher<K> {
             }
             tokio::time::sleep(step.pause).await;
             let news = self.ask(step.ask).await.unwrap_or_else(|trouble| self.failed(&trouble));
+            if self.seen.borrow().as_deref() != self.sync.seen() {
+                self.seen.replace(self.sync.seen().map(str::to_owned));
+            }
             match news {
                 Some(News::Trouble(text)) => return News::Trouble(self.api.describe(&text)),
                 Some(news) => return news,
