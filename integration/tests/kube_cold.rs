@@ -93,7 +93,7 @@ fn reboot(kube: &mut Kube, notes: &Notes) -> Result<()> {
     })?;
     notes.took("a change is on disk after", took);
     kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGKILL)?;
-    kube.n1()?.ns().nft("delete table inet loden")?;
+    kube.n1()?.ns().nft("flush ruleset")?;
     std::fs::remove_file(kube.n1()?.subnet_file())?;
     kube.cut_off()?;
     kube.cluster.start_daemon("n1")?;

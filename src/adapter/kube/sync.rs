@@ -117,6 +117,8 @@ pub(super) struct Sync<K: Kind> {
     quiet: bool,
     /// Refusals in a row that may be those of a server that starts.
     refusals: u32,
+    /// It was seen to work, or to be away: so it may be starting.
+    may_start: bool,
     backoff: Backoff,
     /// The last word was a [`News::Trouble`].
     troubled: bool,
@@ -148,6 +150,7 @@ impl<K: Kind> Sync<K> {
             no_stream_until: None,
             quiet: false,
             refusals: 0,
+            may_start: false,
             backoff: Backoff::new(),
             troubled: false,
         }
@@ -320,6 +323,7 @@ impl<K: Kind> Sync<K> {
         self.seen.clone_from(&self.at);
         self.doubts = 0;
         self.listed = Some(now);
+        self.may_start = true;
         self.backoff.share_with(all.len());
         self.phase = Phase::idle();
         self.accepted();
@@ -412,10 +416,11 @@ impl<K: Kind> Sync<K> {
             Cause::Closed => ran,
             Cause::Unauthorized | Cause::Forbidden => {
                 self.refusals += 1;
-                self.listed.is_some() && self.refusals < WARM_UP
+                self.may_start && self.refusals < WARM_UP
             }
             _ => false,
         };
+        self.may_start |= self.refusals == 0;
         (!expected).then(|| {
             self.troubled = true;
             News::Trouble(trouble.to_string())

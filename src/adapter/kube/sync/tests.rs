@@ -323,6 +323,11 @@ fn a_server_that_warms_up_is_given_a_moment_and_one_that_means_it_is_named() {
     let mut fresh = Desk::new();
     fresh.ask();
     assert!(fresh.fails(&trouble(403)).is_some(), "at the start it is news at once");
+    let mut before_it_is_up = Desk::new();
+    before_it_is_up.ask();
+    before_it_is_up.fails(&Trouble::new(Cause::Refused, ""));
+    before_it_is_up.ask();
+    assert!(before_it_is_up.fails(&trouble(403)).is_none());
 }
 
 #[test]
