@@ -10,28 +10,20 @@ use encap::{DropReason, PeerId};
 use thiserror::Error;
 
 use crate::lease::NodeFacts;
-use crate::plan::{Observed, Op};
+use crate::plan::{Observed, Op, Watched};
 
-/// The kernel's configuration: links, addresses, routes, firewall.
+/// The kernel's configuration: links, addresses, routes, neighbours, firewall.
 pub trait Kernel {
     /// Reads what the kernel holds now of what is watched.
     fn observe(&mut self, watched: &Watched) -> impl Future<Output = Result<Observed, KernelError>>;
 
-    /// Carries out one step.
-    fn apply(&mut self, op: &Op) -> impl Future<Output = Result<(), KernelError>>;
+    /// Carries out steps of one [`Stage`](crate::plan::Stage), each whatever becomes of the others, and says of each
+    /// in order what became of it.
+    fn apply(&mut self, ops: &[Op]) -> impl Future<Output = Vec<Result<(), KernelError>>>;
 
     /// Waits until somebody changed something that matters here. May wake for nothing, never sleeps through a
     /// change: when the kernel says that events were lost, that is an event too.
     fn changed(&mut self) -> impl Future<Output = ()>;
-}
-
-/// Which kernel objects to look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watched {
-    /// Index of the external interface.
-    pub external: u32,
-    /// Name of the tunnel device.
-    pub tunnel: String,
 }
 
 /// A kernel step that failed.

@@ -17,6 +17,7 @@ pub mod netlink;
 mod nft;
 pub mod nodes_file;
 mod program;
+pub mod sysctl;
 pub mod tun;
 mod tun_frames;
 pub mod udp;

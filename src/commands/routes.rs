@@ -120,7 +120,8 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
     let headings = ["NODE", "NODE IP", "PREFIXES", "SENT", "", "RECEIVED", "", "LAST SEEN", "STATE"];
     table.set_header(headings.map(bold));
     for route in &view.routes {
-        let traffic = route.state != RouteState::Own;
+        // The kernel does not count by peer.
+        let traffic = route.state != RouteState::Own && view.backend == "udp";
         let count = |n: u64| right(if traffic { n.to_string() } else { "-".into() });
         let volume = |n: u64| right(if traffic { bytes(n) } else { String::new() });
         table.add_row([

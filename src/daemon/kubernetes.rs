@@ -1,5 +1,6 @@
 //! What is different when the Kubernetes API is the source of leases: our own Node is written as well as read.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use anyhow::Result;
@@ -9,8 +10,8 @@ use super::state::State;
 use crate::adapter::kube::publish::{self, Publication};
 use crate::adapter::kube::{Api, Cause};
 use crate::config::{DaemonArgs, Run};
+use crate::lease::LodenCaps;
 use crate::lease::annotation::Published;
-use crate::lease::{ByFamily, LodenCaps};
 use crate::telemetry::api::ApiMetrics;
 
 /// Prepares the way to the API server.
@@ -67,11 +68,12 @@ impl State {
         let Some(facts) = self.snapshot().own_facts.clone() else { return Ok(None) };
         let [version, _] = crate::VERSION;
         let caps = LodenCaps { version: version.into(), mtu: self.mtu.get(), ipv6: true, ecn: false };
+        let (public_ip, public_ipv6) = self.public_ips();
         let published = Published {
             backend: &self.conf.backend,
-            public_ip: self.public_ip.get(),
-            public_ipv6: None,
-            vtep_macs: ByFamily::default(),
+            public_ip,
+            public_ipv6,
+            vtep_macs: self.vtep_macs.get(),
             caps: &caps,
         };
         let prefix = &self.args.kube_annotation_prefix;
@@ -81,6 +83,16 @@ impl State {
         let network_available = self.args.set_node_network_unavailable && !facts.network_available;
         let complete = annotations.is_empty() && !network_available;
         Ok((!complete).then(|| Publication { node: self.node.clone(), annotations, network_available }))
+    }
+
+    /// Of each family that is carried, the address that peers are told. In the UDP backend all go to the IPv4 one.
+    fn public_ips(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let external = self.external.borrow();
+        let Some(external) = &*external else { return (None, None) };
+        let paired = self.conf.backend.pairs_families();
+        let v4 = !paired || self.conf.network.is_some();
+        let v6 = paired && self.conf.ipv6_network.is_some();
+        (external.public_ip.filter(|_| v4), external.public_ip6.filter(|_| v6))
     }
 
     fn complain_of_own_node(&self, text: String) {

@@ -1,15 +1,18 @@
 //! The one wiring place: builds state and adapters, spawns the loops, and ends them in order.
 
 mod data_path;
+mod forwarding;
 mod gauges;
+mod goal;
 mod interface;
 mod kubernetes;
 mod memory;
+mod passes;
 mod serve;
 mod state;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,22 +20,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tracing::{debug, info, warn};
 
-use self::data_path::{DataPath, Endpoint, Exit};
-use self::gauges::Gauges;
+use self::forwarding::Forwarding;
 use self::memory::{Memory, Recalling};
-use self::state::{State, TUNNEL};
+use self::state::State;
 use crate::adapter::firewall::Firewall;
 use crate::adapter::kube::KubeNodes;
 use crate::adapter::lock::RunLock;
 use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
-use crate::adapter::tun::TunDevice;
 use crate::adapter::{control, file, http};
-use crate::config::netconf::NetConf;
+use crate::config::netconf::{BackendConf, NetConf};
 use crate::config::offload::Features;
 use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
@@ -41,9 +41,6 @@ use crate::telemetry::log::LogControl;
 
 /// Largest net-conf.json.
 const NET_CONF_LIMIT: u64 = 1 << 20;
-
-/// A device that fails again and again is opened this often at most.
-const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often counters are folded into per-peer state.
 const FOLD: Duration = Duration::from_secs(1);
@@ -155,38 +152,30 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let facts = state.snapshot().own_facts.clone();
     let external = interface::external(&state.args, &handle, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
-    let address = external.addr.map(IpAddr::V4).context(
-        "the UDP backend carries its packets over IPv4, and the external interface has no IPv4 address: \
-         choose another with --iface",
-    )?;
-
-    let port = state::udp_port(&state.conf)?;
-    let (mut data_path, mut exits) = DataPath::bind(state.shared.clone(), Endpoint { address, port })?;
-    let tunnel = TunDevice::open(TUNNEL, state.offloads)?;
-    data_path.start(&tunnel)?;
-    let tunnel_index = tunnel.index();
+    let (slot, mut forwarding) = match state.conf.backend {
+        BackendConf::Udp { port } => {
+            let (slot, forwarding) = Forwarding::start(state, &external, port, handle)?;
+            (Some(slot), Some(forwarding))
+        }
+        BackendConf::Vxlan(_) | BackendConf::HostGw => (None, None),
+    };
     let firewall = Firewall::new(Duration::from_secs(state.args.iptables_resync.into())).await?;
-    let (opened, mut openings) = mpsc::unbounded_channel();
-    let (failed, failures) = mpsc::unbounded_channel();
-    let kernel = LinuxKernel::new(handle.clone(), firewall, tunnel, opened, failures)?;
-    state.set_external(&external);
+    let kernel = LinuxKernel::new(firewall, slot)?;
+    state.set_external(external);
 
     let mut programming = spawn_local(program(state.clone(), kernel));
     // One future for good: a source that is asked anew after every other event would lose its place.
     let mut following = pin!(follow(state, leases));
-    let mut gauges = Gauges::new(handle, tunnel_index);
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {
             never = &mut following => match never {},
-            Some(device) = openings.recv() => {
-                gauges.new_tunnel(device.index());
-                restart(state, &mut data_path, &device);
-            }
-            Some(exit) = exits.recv() => give_up_device(state, &mut data_path, exit, &failed),
+            event = Forwarding::event(&mut forwarding) => event.handle(state, &mut forwarding),
             _ = fold.tick() => {
                 serve::fold(state);
-                gauges.read(state, &data_path).await;
+                if let Some(forwarding) = &mut forwarding {
+                    forwarding.read_gauges(state).await;
+                }
             }
             ended = &mut programming => {
                 ended.context("the loop that programs the kernel failed")?;
@@ -211,33 +200,11 @@ async fn program(state: Rc<State>, kernel: LinuxKernel) {
     let report = |pass: &reconcile::Pass| {
         state.health.borrow_mut().busy_since = None;
         if state.passed(pass) {
-            info!(tunnel = TUNNEL, mtu = state.mtu.get(), "ready");
+            info!(tunnel = state.tunnel_name(), mtu = state.mtu.get(), "ready");
             notify(sd_notify::NotifyState::Ready);
         }
     };
     reconcile::run(kernel, goals, begin, report).await;
-}
-
-fn restart(state: &State, data_path: &mut DataPath, device: &TunDevice) {
-    let started = data_path.start(device).map_err(|error| format!("{error:#}"));
-    if let Err(text) = &started {
-        warn!("{text}");
-    }
-    state.health.borrow_mut().data_path_trouble = started.err();
-}
-
-fn give_up_device(state: &State, data_path: &mut DataPath, exit: Exit, failed: &mpsc::UnboundedSender<u32>) {
-    if !data_path.ended(&exit) {
-        return;
-    }
-    state.health.borrow_mut().data_path_trouble = Some(exit.cause);
-    // When the device is gone, the kernel's own event is faster and opens the next one at once. When it is there and
-    // fails, it is opened again after a pause, and the fresh one comes back to us.
-    let (failed, device) = (failed.clone(), exit.device);
-    spawn_local(async move {
-        tokio::time::sleep(RESTART_PAUSE).await;
-        let _ = failed.send(device);
-    });
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {

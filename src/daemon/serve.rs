@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result};
 use encap::DropReason;
 
-use super::state::{State, TUNNEL};
+use super::state::State;
 use crate::adapter::control::Request;
 use crate::adapter::http::Answer;
 use crate::commands::routes::{DropView, RouteState, RouteView, RoutesView, Traffic};
@@ -76,7 +76,7 @@ fn view(state: &State) -> RoutesView {
         backend: state.conf.backend.name().into(),
         source: state.source.clone(),
         readiness: state.health.borrow().readiness().answer().1,
-        tunnel: TUNNEL.into(),
+        tunnel: state.tunnel_name(),
         mtu: state.mtu.get().into(),
         routes,
         drops: drops(&state.shared),

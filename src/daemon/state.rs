@@ -1,18 +1,15 @@
 //! What the daemon knows, and how news travels: lease source -> index -> forwarding table and kernel goal.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use encap::{Encapsulation, Family, PeerId, Prefix};
+use anyhow::Result;
+use encap::{MacAddr, PeerId, Prefix};
 use tokio::sync::{Notify, watch};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::adapter::file;
 use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
@@ -20,18 +17,12 @@ use crate::config::netconf::{BackendConf, NetConf};
 use crate::config::offload::Features;
 use crate::dataplane::Shared;
 use crate::lease::cache::{self, Scope};
-use crate::lease::subnet_env::{Subnet, SubnetEnv};
-use crate::lease::{Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
-use crate::plan::Intent;
-use crate::plan::firewall::{Firewall, Manager, Masquerade};
+use crate::lease::{ByFamily, Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
+use crate::plan::{Intent, Vtep};
 use crate::ports::{Arrival, LeaseEvent};
-use crate::reconcile::{Goal, Pass};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::peers::Peers;
-
-/// Name of the tunnel device, as flannel's UDP backend names it.
-pub(super) const TUNNEL: &str = "flannel0";
 
 /// The control plane's state. One thread owns it; no borrow lives across an `await`.
 pub(super) struct State {
@@ -45,23 +36,28 @@ pub(super) struct State {
     pub(super) metrics: Metrics,
     pub(super) peers: Peers,
     pub(super) health: RefCell<Health>,
-    pub(super) goals: watch::Sender<Option<Goal>>,
+    pub(super) goals: watch::Sender<Option<Arc<Intent>>>,
     /// MTU of the tunnel, bytes; 0 before the device is there.
     pub(super) mtu: Cell<u16>,
-    index: RefCell<LeaseIndex>,
+    pub(super) index: RefCell<LeaseIndex>,
     snapshot: RefCell<Arc<Snapshot>>,
     /// The last usable own prefixes: they stay in force when the own Node is deleted or spoiled.
-    own: RefCell<Vec<Prefix>>,
-    /// The IPv4 address that peers are told.
-    pub(super) public_ip: Cell<Option<Ipv4Addr>>,
+    pub(super) own: RefCell<Vec<Prefix>>,
     /// What our own Node lacks; nothing as long as nobody is to write it.
     pub(super) lacking: watch::Sender<Option<Publication>>,
     /// Rings when the source has said something new.
     pub(super) learned: Notify,
-    external: Cell<Option<u32>>,
+    /// The interface that carries the overlay, once it is chosen.
+    pub(super) external: RefCell<Option<ExternalInterface>>,
+    /// What the addresses of our VXLAN devices come from.
+    pub(super) vtep: Cell<ByFamily<Vtep>>,
+    /// The addresses that they have.
+    pub(super) vtep_macs: Cell<ByFamily<Option<MacAddr>>>,
+    /// Peers that the kernel could not be told of, and why.
+    pub(super) failing: RefCell<BTreeMap<PeerId, String>>,
     /// Refusals and mismatches that were logged, so that each is logged once.
     complaints: RefCell<BTreeSet<String>>,
-    subnet_env: RefCell<Option<String>>,
+    pub(super) subnet_env: RefCell<Option<String>>,
 }
 
 impl State {
@@ -72,7 +68,8 @@ impl State {
         conf: NetConf,
         offloads: Features,
     ) -> Result<Self> {
-        let port = udp_port(&conf)?;
+        // Without a data path of ours nobody sends to its port.
+        let port = if let BackendConf::Udp { port } = conf.backend { port } else { 0 };
         let shared = Shared::new(conf.source_check, port);
         let mut index = LeaseIndex::new(IndexConfig {
             own_node: node.clone(),
@@ -90,10 +87,12 @@ impl State {
             snapshot: RefCell::new(index.snapshot()),
             index: RefCell::new(index),
             own: RefCell::default(),
-            public_ip: Cell::new(None),
             lacking: watch::Sender::new(None),
             learned: Notify::new(),
-            external: Cell::new(None),
+            external: RefCell::default(),
+            vtep: Cell::default(),
+            vtep_macs: Cell::default(),
+            failing: RefCell::default(),
             complaints: RefCell::default(),
             subnet_env: RefCell::default(),
             node,
@@ -169,17 +168,7 @@ impl State {
         cache::render(scope, saved, version, self.index.borrow().facts())
     }
 
-    /// Says which interface carries the overlay; its addresses are ours.
-    pub(super) fn set_external(&self, external: &ExternalInterface) {
-        self.external.set(Some(external.index));
-        self.public_ip.set(external.public_ip);
-        let addresses = [external.addr, external.public_ip].into_iter().flatten().map(IpAddr::V4);
-        let change = self.index.borrow_mut().set_own_addresses(&addresses.collect::<Vec<_>>());
-        self.adopt(&change, None);
-        self.publish_goal();
-    }
-
-    fn adopt(&self, change: &Change, since: Option<Instant>) {
+    pub(super) fn adopt(&self, change: &Change, since: Option<Instant>) {
         // Most events of a real cluster are heartbeats of nodes that stay as they are: nothing is walked for them.
         // Without an own lease everything is looked at, so that the reason for waiting is the present one.
         if !change.snapshot && self.has_own_lease() {
@@ -190,6 +179,7 @@ impl State {
         self.adopt_own();
         if change.moves_packets() {
             self.publish_table();
+            self.publish_goal();
             if let Some(since) = since {
                 self.metrics.observe_latency(since.elapsed());
             }
@@ -258,32 +248,6 @@ impl State {
         self.shared.publish(fib);
     }
 
-    fn publish_goal(&self) {
-        let own = self.own.borrow();
-        let Some(external) = self.external.get().filter(|_| !own.is_empty()) else { return };
-        let intent = Intent {
-            tunnel: TUNNEL.into(),
-            encapsulation: Encapsulation::Udp,
-            underlay: Family::V4,
-            firewall: self.firewall(&own),
-            networks: self.conf.networks(),
-            own_prefixes: own.clone(),
-        };
-        self.goals.send_if_modified(|goal| {
-            let next = Some(Goal { intent, external });
-            let modified = *goal != next;
-            *goal = next;
-            modified
-        });
-    }
-
-    fn firewall(&self, own: &[Prefix]) -> Firewall {
-        let manager = if self.conf.enable_nftables { Manager::Nftables } else { Manager::Iptables };
-        let masquerade = Masquerade { fully_random: !self.args.ip_masq_fully_random_disable };
-        let masquerade = self.args.ip_masq.then_some(masquerade);
-        Firewall::new(manager, &self.conf.networks(), own, masquerade, self.args.iptables_forward_rules)
-    }
-
     /// Brings metrics, health and log up to the snapshot.
     fn note(&self, change: &Change) {
         let snapshot = self.snapshot();
@@ -315,106 +279,6 @@ impl State {
             warn!("{text}");
         }
         self.complaints.replace(now);
-    }
-
-    /// Takes in what a pass over the kernel did. `true` when the kernel holds everything for the first time.
-    pub(super) fn passed(&self, pass: &Pass) -> bool {
-        for op in &pass.done {
-            if pass.repair {
-                warn!("repaired what somebody else had changed: {op}");
-            } else {
-                debug!("{op}");
-            }
-        }
-        if pass.repair {
-            pass.objects()
-                .for_each(|object| self.metrics.repairs.with_label_values(&[object.as_str()]).inc());
-        }
-        self.metrics.kernel_errors.inc_by(pass.errors.len() as u64);
-        let trouble = (!pass.converged()).then(|| pass.errors.join("; "));
-        if let Some(text) = &trouble
-            && self.health.borrow().kernel_trouble != trouble
-        {
-            warn!("the kernel is not as it should be: {text}");
-        }
-        self.health.borrow_mut().kernel_trouble = trouble;
-        self.note_firewall(&pass.firewall_troubles);
-        if let Some(desired) = &pass.desired {
-            self.follow_mtu(desired.tunnel.mtu);
-        }
-        if !pass.converged() {
-            return false;
-        }
-        self.write_subnet_env();
-        let first = !std::mem::replace(&mut self.health.borrow_mut().applied, true);
-        self.check_own_node();
-        first
-    }
-
-    /// Rules of others that ours cannot overrule have to be said.
-    fn note_firewall(&self, troubles: &[String]) {
-        let text = (!troubles.is_empty()).then(|| troubles.join("; "));
-        let mut health = self.health.borrow_mut();
-        if health.firewall_trouble != text {
-            if let Some(text) = &text {
-                warn!("{text}");
-            }
-            health.firewall_trouble = text;
-        }
-    }
-
-    fn follow_mtu(&self, mtu: u32) {
-        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        if self.mtu.replace(mtu) != mtu {
-            self.metrics.tunnel_mtu.set(mtu.into());
-            self.publish_table();
-        }
-    }
-
-    /// Writes subnet.env when its content changed. Pods are created from it, so it comes after the data path.
-    fn write_subnet_env(&self) {
-        let text = self.render_subnet_env();
-        if self.subnet_env.borrow().as_ref() == Some(&text) {
-            return;
-        }
-        let path: &PathBuf = &self.args.subnet_file;
-        let written = file::replace(path, &text).context("--subnet-file");
-        let mut health = self.health.borrow_mut();
-        health.subnet_file_trouble = written.as_ref().err().map(|error| format!("{error:#}"));
-        match written {
-            Ok(()) => {
-                info!(path = %path.display(), mtu = self.mtu.get(), "subnet file is written");
-                self.subnet_env.replace(Some(text));
-            }
-            Err(error) => warn!("{error:#}"),
-        }
-    }
-
-    fn render_subnet_env(&self) -> String {
-        let own = self.own.borrow();
-        let family = |network: Option<Prefix>| {
-            let network = network?;
-            let subnet = own.iter().copied().find(|own| network.covers(own))?;
-            Some(Subnet { network, subnet })
-        };
-        let env = SubnetEnv {
-            v4: family(self.conf.network),
-            v6: family(self.conf.ipv6_network),
-            mtu: self.mtu.get(),
-            ip_masq: self.args.ip_masq,
-        };
-        env.to_string()
-    }
-}
-
-/// The port of the one backend that is wired so far.
-pub(super) fn udp_port(conf: &NetConf) -> Result<u16> {
-    match conf.backend {
-        BackendConf::Udp { port } => Ok(port),
-        other => bail!(
-            "Backend.Type \"{}\" is not wired into this build yet: write \"udp\" in net-conf.json",
-            other.name()
-        ),
     }
 }
 

@@ -1,118 +1,258 @@
 //! What the kernel should hold.
 
-use std::collections::BTreeSet;
+#[cfg(test)]
+pub(crate) mod tests;
 
-use encap::{Encapsulation, Family, MtuError, Prefix};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use encap::{Family, MacAddr, PeerId, Prefix};
 
 use super::firewall::Firewall;
+use super::{
+    BLACKHOLE_METRIC, Device, Hop, Intent, LinkKind, LinkSpec, Observed, Route, RouteKey, Vxlan, Wanted,
+};
+use crate::config::netconf::{BackendConf, TunnelMtuError, VxlanConf};
+use crate::lease::{Half, Lease};
 
-/// Packets the kernel may queue on the tunnel device before it drops.
+/// Packets the kernel may queue on a TUN device before it drops.
 ///
 /// A TUN without offload hands over one packet per read, and a bulk TCP stream may have its whole window
 /// (6 MB by default, some 4,400 segments) in flight; the default of 500 loses a third of what shares the queue.
 /// The ring holds one pointer per packet, so this costs 80 kB.
-const TUNNEL_QUEUE_LEN: u32 = 10_000;
-
-/// Everything that decides the desired state and that does not come from the kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Intent {
-    /// Name of the tunnel device.
-    pub tunnel: String,
-    /// How packets are wrapped: decides the tunnel's MTU.
-    pub encapsulation: Encapsulation,
-    /// Address family of the outer packets.
-    pub underlay: Family,
-    /// Cluster networks: one route each, and stale addresses inside them are removed from the tunnel.
-    pub networks: Vec<Prefix>,
-    /// The node's own pod prefixes.
-    pub own_prefixes: Vec<Prefix>,
-    /// Traffic rules.
-    pub firewall: Firewall,
-}
-
-/// The tunnel device as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TunnelSpec {
-    /// Device name.
-    pub name: String,
-    /// Largest inner packet, bytes.
-    pub mtu: u32,
-    /// Transmit queue, packets.
-    pub queue_len: u32,
-    /// Addresses, as host prefixes.
-    pub addresses: BTreeSet<Prefix>,
-    /// Destinations routed to the device in the main table.
-    pub routes: BTreeSet<Prefix>,
-    /// Addresses inside these that are not in `addresses` are left over from an earlier lease.
-    pub networks: Vec<Prefix>,
-}
+const TUN_QUEUE_LEN: u32 = 10_000;
 
 /// What the kernel should hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
-    /// The tunnel device with its addresses and routes.
-    pub tunnel: TunnelSpec,
+    /// Largest packet that a pod may send, bytes.
+    pub mtu: u16,
+    /// Devices of ours.
+    pub links: BTreeMap<Device, LinkSpec>,
+    /// The alias that marks them.
+    pub alias: String,
+    /// Their addresses, as host prefixes.
+    pub addresses: BTreeSet<(Device, Prefix)>,
+    /// Routes of the main table.
+    pub routes: BTreeMap<RouteKey, Wanted<Route>>,
+    /// Ethernet addresses of peers' VTEPs behind gateways.
+    pub neighbours: BTreeMap<(Device, IpAddr), Wanted<MacAddr>>,
+    /// Nodes of peers' VTEPs.
+    pub fdb: BTreeMap<(Device, MacAddr), Wanted<IpAddr>>,
+    /// The cluster networks: what is inside them on a device of ours, and not above, is left over.
+    pub networks: Vec<Prefix>,
     /// Traffic rules.
     pub firewall: Firewall,
 }
 
-/// The tunnel's MTU, from the external interface's; both in bytes.
+impl Desired {
+    /// Address of our own VXLAN device of a family.
+    pub fn vtep_mac(&self, family: Family) -> Option<MacAddr> {
+        match self.links.get(&Device::Tunnel(family))?.kind {
+            LinkKind::Vxlan { mac, .. } => Some(mac),
+            LinkKind::Tun { .. } => None,
+        }
+    }
+}
+
+/// Why no state can be wanted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The external interface is not there, and never was.
+    #[error("the external interface (index {0}) is gone; restart the daemon to choose another")]
+    NoExternal(u32),
+    /// The external interface cannot carry the pods of a family.
+    #[error(
+        "{family} pods are carried by {family} packets, and the external interface has no {family} address: give it one, \
+         choose another with --iface, or disable the family in net-conf.json"
+    )]
+    NoAddress {
+        /// The family.
+        family: Family,
+    },
+    /// The tunnel does not fit.
+    #[error(transparent)]
+    Mtu(#[from] TunnelMtuError),
+}
+
+/// Computes the desired state. `settled` is what was wanted and in force before, if anything was.
 ///
 /// # Errors
-/// What is left is too small for the families that the intent carries.
-pub fn tunnel_mtu(intent: &Intent, external: u32) -> Result<u16, MtuError> {
-    let v6 = intent.networks.iter().any(|network| !network.is_ipv4());
-    let carried = if v6 { Family::V6 } else { Family::V4 };
-    encap::mtu::inner_mtu(intent.encapsulation, intent.underlay, external, carried)
-}
-
-/// Computes the desired state from the intent and the tunnel's MTU in bytes.
-///
-/// As flannel does, the tunnel gets the base address of each own prefix, and one route covers each cluster network.
-pub fn desired(intent: &Intent, mtu: u16) -> Desired {
-    let tunnel = TunnelSpec {
-        name: intent.tunnel.clone(),
-        mtu: mtu.into(),
-        queue_len: TUNNEL_QUEUE_LEN,
-        addresses: intent.own_prefixes.iter().map(|own| Prefix::host(own.addr())).collect(),
-        routes: intent.networks.iter().copied().collect(),
-        networks: intent.networks.clone(),
+/// The external interface cannot carry the overlay.
+pub fn desired(
+    intent: &Intent,
+    observed: &Observed,
+    settled: Option<&Desired>,
+) -> Result<Desired, PlanError> {
+    let external = observed.links.get(&Device::External).map(|link| link.mtu);
+    let mut build = Build {
+        intent,
+        observed,
+        settled,
+        external,
+        desired: Desired {
+            mtu: u16::MAX,
+            links: BTreeMap::new(),
+            alias: intent.alias(),
+            addresses: BTreeSet::new(),
+            routes: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+            fdb: BTreeMap::new(),
+            networks: intent.networks.clone(),
+            firewall: intent.firewall.clone(),
+        },
     };
-    Desired { tunnel, firewall: intent.firewall.clone() }
+    match &intent.backend {
+        BackendConf::Udp { .. } => build.udp()?,
+        BackendConf::Vxlan(conf) => build.vxlan(conf)?,
+        BackendConf::HostGw => build.host_gw()?,
+    }
+    build.blackholes();
+    Ok(build.desired)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::firewall::Manager;
+struct Build<'a> {
+    intent: &'a Intent,
+    observed: &'a Observed,
+    settled: Option<&'a Desired>,
+    /// MTU of the external interface, bytes; `None` while it is gone.
+    external: Option<u32>,
+    desired: Desired,
+}
 
-    fn intent() -> Intent {
-        Intent {
-            tunnel: "flannel0".into(),
-            encapsulation: Encapsulation::Udp,
-            underlay: Family::V4,
-            networks: vec!["10.244.0.0/16".parse().unwrap()],
-            own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
-            firewall: Firewall { manager: Manager::Iptables, rules: Vec::new() },
+impl Build<'_> {
+    /// As flannel does: one device with the base address of each own prefix, and one route for each cluster network.
+    fn udp(&mut self) -> Result<(), PlanError> {
+        let carried = self.intent.families().last().unwrap_or(Family::V4);
+        let mtu = self.mtu(Family::V4, carried)?;
+        let device = Device::Tunnel(Family::V4);
+        let kind = LinkKind::Tun { queue_len: TUN_QUEUE_LEN };
+        self.link(device, mtu, kind);
+        self.own_addresses(|_| device);
+        for network in &self.intent.networks {
+            self.route(RouteKey::new(*network), Route::ours(Hop::Device(device)), None);
+        }
+        Ok(())
+    }
+
+    /// As flannel does: a device for each family, and for each peer a route to its device, which is known by address
+    /// and by node.
+    fn vxlan(&mut self, conf: &VxlanConf) -> Result<(), PlanError> {
+        for family in self.intent.families() {
+            let mtu = self.mtu(family, family)?;
+            let local = self.intent.local.get(family).ok_or(PlanError::NoAddress { family })?;
+            let vxlan = Vxlan {
+                vni: conf.vni,
+                port: conf.port,
+                local: Some(local),
+                lower: self.intent.external,
+                gbp: conf.gbp,
+                learning: conf.learning,
+                exotic: false,
+            };
+            let kind = LinkKind::Vxlan { mac: self.mac(family), vxlan };
+            self.link(Device::Tunnel(family), mtu, kind);
+        }
+        self.own_addresses(|own| Device::Tunnel(Family::of(own.addr())));
+        for lease in &self.intent.peers {
+            for (family, half) in lease.halves.iter() {
+                let Some(half) = half else { continue };
+                if conf.direct_routing && self.is_neighbour(half.public_ip) {
+                    self.direct(lease, half);
+                } else {
+                    self.tunnelled(lease, half, Device::Tunnel(family));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As flannel does: no device, and each peer's node is the gateway to its pods.
+    fn host_gw(&mut self) -> Result<(), PlanError> {
+        self.mtu(Family::V4, Family::V4)?;
+        for lease in &self.intent.peers {
+            lease.halves().for_each(|half| self.direct(lease, half));
+        }
+        Ok(())
+    }
+
+    fn blackholes(&mut self) {
+        for own in self.intent.own_prefixes.iter().filter(|_| self.intent.blackhole) {
+            let key = RouteKey { to: *own, metric: BLACKHOLE_METRIC };
+            self.route(key, Route::ours(Hop::Blackhole), None);
         }
     }
 
-    #[test]
-    fn the_tunnel_is_as_flannel_makes_it() {
-        let mtu = tunnel_mtu(&intent(), 1500).unwrap();
-        let tunnel = desired(&intent(), mtu).tunnel;
-        assert_eq!(tunnel.mtu, 1472);
-        assert_eq!(tunnel.addresses, BTreeSet::from(["10.244.1.0/32".parse().unwrap()]));
-        assert_eq!(tunnel.routes, BTreeSet::from(["10.244.0.0/16".parse().unwrap()]));
-        assert!(tunnel.queue_len >= 4000);
+    /// MTU of a device over an underlay of `family`; pods get the least of all devices'. Without its interface nothing
+    /// leaves the node, but what was there keeps its last known size.
+    fn mtu(&mut self, underlay: Family, carried: Family) -> Result<u32, PlanError> {
+        let Some(external) = self.external else {
+            let settled = self.settled.ok_or(PlanError::NoExternal(self.intent.external))?;
+            self.desired.mtu = settled.mtu;
+            let link = settled.links.get(&Device::Tunnel(underlay));
+            return Ok(link.map_or(settled.mtu.into(), |link| link.mtu));
+        };
+        let mtu = self.intent.backend.tunnel_mtu(underlay, external, carried)?;
+        self.desired.mtu = self.desired.mtu.min(mtu);
+        Ok(mtu.into())
     }
 
-    #[test]
-    fn an_mtu_that_is_too_small_is_named_with_the_remedy() {
-        let error = tunnel_mtu(&intent(), 90).unwrap_err().to_string();
-        assert!(error.contains("90") && error.contains("96"), "{error}");
-        assert_eq!(tunnel_mtu(&intent(), 96), Ok(68));
-        let dual = Intent { networks: vec!["fd00:10::/48".parse().unwrap()], ..intent() };
-        assert!(tunnel_mtu(&dual, 1300).is_err());
+    /// The address of our own device: the one that was in force, else the one that peers know, else that of the
+    /// device that is there.
+    fn mac(&self, family: Family) -> MacAddr {
+        let vtep = self.intent.vtep.get(family);
+        let there = self.observed.links.get(&Device::Tunnel(family));
+        let kept = there.filter(|link| link.vxlan.is_some()).and_then(|link| link.mac);
+        self.settled
+            .and_then(|settled| settled.vtep_mac(family))
+            .or(vtep.published)
+            .or(kept.filter(|mac| mac.is_unicast() && mac.is_local()))
+            .unwrap_or(vtep.derived)
+    }
+
+    fn link(&mut self, device: Device, mtu: u32, kind: LinkKind) {
+        let name = self.intent.watched().name(device).to_owned();
+        self.desired.links.insert(device, LinkSpec { name, mtu, kind });
+    }
+
+    fn own_addresses(&mut self, device: impl Fn(&Prefix) -> Device) {
+        let own = self.intent.own_prefixes.iter();
+        self.desired.addresses = own.map(|own| (device(own), Prefix::host(own.addr()))).collect();
+    }
+
+    fn route(&mut self, key: RouteKey, route: Route, peer: Option<PeerId>) {
+        self.desired.routes.insert(key, Wanted { value: route, peer });
+    }
+
+    /// Whether a node is on the external interface's own link.
+    fn is_neighbour(&self, node: IpAddr) -> bool {
+        self.observed.addresses.iter().any(|(device, address, len)| {
+            *device == Device::External && Prefix::new(*address, *len).is_ok_and(|link| link.contains(node))
+        })
+    }
+
+    fn direct(&mut self, lease: &Lease, half: &Half) {
+        let hop = Hop::Gateway { via: half.public_ip, device: Device::External, onlink: false };
+        self.peer_routes(lease, half, |_| hop);
+    }
+
+    fn tunnelled(&mut self, lease: &Lease, half: &Half, device: Device) {
+        // The index lets no lease pass without one in this backend.
+        let Some(mac) = half.vtep_mac else { return };
+        let peer = Some(lease.id);
+        self.desired.fdb.insert((device, mac), Wanted { value: half.public_ip, peer });
+        for pods in &half.prefixes {
+            self.desired.neighbours.insert((device, pods.addr()), Wanted { value: mac, peer });
+        }
+        self.peer_routes(lease, half, |pods| Hop::Gateway { via: pods.addr(), device, onlink: true });
+    }
+
+    fn peer_routes(&mut self, lease: &Lease, half: &Half, hop: impl Fn(&Prefix) -> Hop) {
+        // What the peer's pods take, where that is less than what ours send.
+        let theirs = lease.caps.as_ref().map(|caps| caps.mtu).filter(|mtu| *mtu < self.desired.mtu);
+        for pods in &half.prefixes {
+            let route = Route { mtu: theirs.map(u32::from), ..Route::ours(hop(pods)) };
+            self.route(RouteKey::new(*pods), route, Some(lease.id));
+        }
     }
 }

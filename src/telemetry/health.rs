@@ -26,6 +26,10 @@ pub struct Health {
     pub firewall_trouble: Option<String>,
     /// The kernel held everything that it should at least once.
     pub applied: bool,
+    /// Peers that the kernel could not be told of; it is tried again for each.
+    pub failing_peers: usize,
+    /// A kernel setting that is not as it should be, without which packets pass all the same.
+    pub kernel_warning: Option<String>,
     /// Why the kernel does not hold what it should.
     pub kernel_trouble: Option<String>,
     /// Why the data path does not run.
@@ -63,11 +67,15 @@ impl Health {
             &self.source_trouble,
             &self.publish_trouble,
             &self.firewall_trouble,
+            &self.kernel_warning,
         ]
         .into_iter()
         .flatten()
         .cloned()
         .collect();
+        if self.failing_peers > 0 {
+            worries.push(format!("{} not programmed (see `flanneld routes`)", nodes(self.failing_peers)));
+        }
         if self.refused > 0 {
             worries.push(format!("{} refused (see `flanneld routes`)", nodes(self.refused)));
         }

@@ -35,6 +35,10 @@ pub struct Metrics {
     pub event_to_data_path: Histogram,
     /// Kernel objects put right after somebody else changed them.
     pub repairs: IntCounterVec,
+    /// Peers that the kernel could not be told of.
+    pub failing_peers: IntGauge,
+    /// Steps toward the kernel that were tried.
+    pub kernel_writes: IntCounter,
     /// Steps toward the kernel that failed.
     pub kernel_errors: IntCounter,
     /// MTU of the tunnel.
@@ -100,6 +104,14 @@ impl Metrics {
                 Opts::new("loden_repairs_total", "Kernel objects put right after somebody else changed them"),
                 &["object"],
             )?,
+            failing_peers: IntGauge::new(
+                "loden_failing_peers",
+                "Peers whose routes or entries the kernel refuses; each is tried again by itself",
+            )?,
+            kernel_writes: IntCounter::new(
+                "loden_kernel_writes_total",
+                "Steps toward the kernel that were tried; as long as nothing changes there are none",
+            )?,
             kernel_errors: IntCounter::new(
                 "loden_kernel_errors_total",
                 "Steps toward the kernel that failed",
@@ -132,6 +144,8 @@ impl Metrics {
         registry.register(Box::new(metrics.source_up.clone()))?;
         registry.register(Box::new(metrics.event_to_data_path.clone()))?;
         registry.register(Box::new(metrics.repairs.clone()))?;
+        registry.register(Box::new(metrics.failing_peers.clone()))?;
+        registry.register(Box::new(metrics.kernel_writes.clone()))?;
         registry.register(Box::new(metrics.kernel_errors.clone()))?;
         registry.register(Box::new(metrics.tunnel_mtu.clone()))?;
         registry.register(Box::new(metrics.socket_overflows.clone()))?;

@@ -1,0 +1,282 @@
+//! The kernel's links, addresses, routes, neighbours and forwarding entries, by rtnetlink.
+
+mod events;
+mod read;
+mod socket;
+mod write;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::stream::TryStreamExt as _;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use tokio::sync::mpsc;
+
+use self::events::Events;
+use self::read::Indices;
+use self::socket::Rtnl;
+use super::firewall::Firewall;
+use super::sysctl;
+use super::tun::TunDevice;
+use crate::config::offload::Features;
+use crate::plan::{Device, LinkChange, LinkKind, LinkSpec, Observed, Op, Watched};
+use crate::ports::{Kernel, KernelError};
+
+/// Events come in bursts (a device that goes down takes its routes along); one look afterwards is enough.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// The tunnel device that this process holds, where the data path is ours; the data path has clones of it.
+pub struct TunSlot {
+    /// The device, unless it was given up.
+    pub device: Option<TunDevice>,
+    /// What a device is opened with.
+    pub offloads: Features,
+    /// Takes each device that a plan opens in its place.
+    pub opened: mpsc::UnboundedSender<TunDevice>,
+    /// Indices of devices whose data path has failed: they are opened again.
+    pub failed: mpsc::UnboundedReceiver<u32>,
+}
+
+/// The real kernel.
+pub struct LinuxKernel {
+    rtnl: Rtnl,
+    events: Events,
+    firewall: Firewall,
+    tun: Option<TunSlot>,
+    watched: Option<Watched>,
+    indices: Indices,
+}
+
+impl LinuxKernel {
+    /// The kernel; `tun` where packets go through this process.
+    pub fn new(firewall: Firewall, tun: Option<TunSlot>) -> Result<Self> {
+        let rtnl = Rtnl::open().context("cannot open a netlink socket")?;
+        Ok(Self {
+            // Subscribed before the first look, so that no change falls in between.
+            events: Events::subscribe(rtnl.port())?,
+            rtnl,
+            firewall,
+            tun,
+            watched: None,
+            indices: Indices::new(),
+        })
+    }
+
+    async fn look(&mut self, watched: &Watched) -> Result<Observed> {
+        let mut observed = Observed::default();
+        self.look_at_links(watched, &mut observed).await.context("cannot read devices")?;
+        self.look_at_entries(&mut observed).await.context("cannot read addresses, routes and neighbours")?;
+        observed.firewall = self.firewall.observe().await?;
+        Ok(observed)
+    }
+
+    async fn look_at_links(&mut self, watched: &Watched, observed: &mut Observed) -> Result<()> {
+        let rtnl = &mut self.rtnl;
+        if let Some(external) = read::link_by_index(rtnl, watched.external).await? {
+            observed.links.insert(Device::External, external);
+        }
+        let held = self.tun.as_ref().map(|tun| tun.device.as_ref().map(TunDevice::index));
+        for (device, name) in &watched.tunnels {
+            let mut state = match held {
+                // A TUN of this name that somebody else holds is none of ours.
+                Some(Some(index)) => read::link_by_index(rtnl, index).await?,
+                Some(None) => None,
+                None => read::link_by_name(rtnl, name).await?,
+            };
+            if let Some(state) = &mut state {
+                state.accepts_ra = sysctl::accepts_ra(name);
+            }
+            observed.links.extend(state.map(|state| (*device, state)));
+        }
+        observed.leftovers = read::aliased(rtnl, &watched.alias).await?;
+        observed.leftovers.retain(|name| !watched.tunnels.values().any(|ours| ours == name));
+        self.indices = observed.links.iter().map(|(device, state)| (*device, state.index)).collect();
+        Ok(())
+    }
+
+    async fn look_at_entries(&mut self, observed: &mut Observed) -> Result<()> {
+        let rtnl = &mut self.rtnl;
+        for (&device, &index) in &self.indices {
+            read::addresses(rtnl, device, index, observed).await?;
+        }
+        let vxlans: Vec<(Device, u32)> = observed
+            .links
+            .iter()
+            .filter(|(_, state)| state.vxlan.is_some())
+            .map(|(device, state)| (*device, state.index))
+            .filter(|(device, _)| *device != Device::External)
+            .collect();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            read::routes(rtnl, family, None, &self.indices, observed).await?;
+            for (_, &index) in self.indices.iter().filter(|(device, _)| **device != Device::External) {
+                read::routes(rtnl, family, Some(index), &self.indices, observed).await?;
+            }
+            for &vxlan in &vxlans {
+                read::neighbours(rtnl, family, vxlan, observed).await?;
+            }
+        }
+        for &vxlan in &vxlans {
+            read::fdb(rtnl, vxlan, observed).await?;
+        }
+        Ok(())
+    }
+
+    fn open_tunnel(&mut self, device: Device, spec: &LinkSpec) -> Result<(), KernelError> {
+        let fail = |cause: String| KernelError {
+            doing: format!("open tunnel device {}", spec.name),
+            cause,
+            remedy: None,
+        };
+        let slot = self.tun.as_mut().ok_or_else(|| fail("no data path was started for it".into()))?;
+        // Two devices cannot have one name, and the old one stays for as long as a clone of it is alive.
+        slot.device = None;
+        let opened =
+            TunDevice::open(&spec.name, slot.offloads).map_err(|error| fail(format!("{error:#}")))?;
+        self.indices.insert(device, opened.index());
+        slot.device = Some(opened.clone());
+        // The receiver lives as long as the daemon; at shutdown nobody needs the device any more.
+        let _ = slot.opened.send(opened);
+        Ok(())
+    }
+
+    /// Carries out a step that is no netlink request; `None` for one that is.
+    async fn apply_otherwise(&mut self, op: &Op, watched: &Watched) -> Option<Result<(), KernelError>> {
+        match op {
+            Op::CreateLink { device, spec } if matches!(spec.kind, LinkKind::Tun { .. }) => {
+                Some(self.open_tunnel(*device, spec))
+            }
+            Op::SetLink { device, change: LinkChange::IgnoreRa } => {
+                Some(sysctl::ignore_ra(watched.name(*device)).map_err(|cause| KernelError {
+                    doing: op.describe(watched),
+                    cause: cause.to_string(),
+                    remedy: sysctl::remedy(&cause),
+                }))
+            }
+            Op::Firewall(op) => Some(self.firewall.apply(op).await),
+            _ => None,
+        }
+    }
+
+    /// Learns the index of a device that has just been made.
+    async fn find(&mut self, device: Device, name: &str) {
+        if let Ok(Some(state)) = read::link_by_name(&mut self.rtnl, name).await {
+            self.indices.insert(device, state.index);
+        }
+    }
+}
+
+impl Kernel for LinuxKernel {
+    async fn observe(&mut self, watched: &Watched) -> Result<Observed, KernelError> {
+        // What changes while we look is announced afterwards.
+        self.events.drain();
+        let observed = self.look(watched).await.map_err(|cause| KernelError {
+            doing: "read what the kernel holds".into(),
+            cause: format!("{cause:#}"),
+            remedy: None,
+        });
+        self.watched = Some(watched.clone());
+        observed
+    }
+
+    async fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        let Some(watched) = self.watched.clone() else { return Vec::new() };
+        let mut outcomes: Vec<Option<Result<(), KernelError>>> = Vec::with_capacity(ops.len());
+        let (mut requests, mut places) = (Vec::new(), Vec::new());
+        for (place, op) in ops.iter().enumerate() {
+            let outcome = self.apply_otherwise(op, &watched).await;
+            if outcome.is_none()
+                && let Some(request) = write::request(op, &self.indices, &watched.alias)
+            {
+                requests.push(request);
+                places.push(place);
+            }
+            outcomes.push(outcome);
+        }
+        let failed =
+            |op: &Op, cause: String| KernelError { doing: op.describe(&watched), cause, remedy: None };
+        match self.rtnl.write(requests).await {
+            Ok(answers) => {
+                for (&place, answer) in places.iter().zip(answers) {
+                    let op = &ops[place];
+                    outcomes[place] = Some(answer.or_else(|refusal| write::judge(op, refusal, &watched)));
+                }
+            }
+            Err(error) => {
+                for &place in &places {
+                    outcomes[place] = Some(Err(failed(&ops[place], error.to_string())));
+                }
+            }
+        }
+        for op in ops {
+            if let Op::CreateLink { device, spec } = op {
+                self.find(*device, &spec.name).await;
+            }
+        }
+        let missing = |op: &Op| failed(op, "its device is not there".into());
+        ops.iter().zip(outcomes).map(|(op, outcome)| outcome.unwrap_or_else(|| Err(missing(op)))).collect()
+    }
+
+    async fn changed(&mut self) {
+        loop {
+            let failed = async {
+                match &mut self.tun {
+                    Some(tun) => tun.failed.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.firewall.changed() => break,
+                () = self.events.changed(self.watched.as_ref(), &self.indices) => break,
+                Some(index) = failed => {
+                    let slot = self.tun.as_mut();
+                    if let Some(slot) = slot.filter(|slot| slot.device.as_ref().is_some_and(|d| d.index() == index)) {
+                        slot.device = None;
+                        break;
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Opens a connection to rtnetlink.
+pub fn connect() -> Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Packets that the kernel dropped because the queue of device `index` was full, since the device was made.
+pub async fn queue_drops(handle: &Handle, index: u32) -> Option<u64> {
+    let link = handle.link().get().match_index(index).execute().try_next().await.ok()??;
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+        _ => None,
+    })
+}
+
+pub(super) fn local_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
+    // On a point-to-point device IFA_ADDRESS is the far end and IFA_LOCAL the near one; IPv6 has only the former.
+    let near = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let any = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    near.or(any).map(|address| (address, message.header.prefix_len))
+}
+
+pub(super) fn route_device(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}

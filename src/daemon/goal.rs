@@ -1,0 +1,93 @@
+//! What the kernel is to be made to hold: configuration, own lease, external interface and peers as one value.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use encap::{Family, Prefix};
+
+use super::state::State;
+use crate::config::iface::ExternalInterface;
+use crate::config::netconf::BackendConf;
+use crate::lease::ByFamily;
+use crate::plan::firewall::{Firewall, Manager, Masquerade};
+use crate::plan::{Intent, Vtep};
+
+impl State {
+    /// Says which interface carries the overlay; its addresses are ours.
+    pub(super) fn set_external(&self, external: ExternalInterface) {
+        let v4 = [external.addr, external.public_ip].into_iter().flatten().map(IpAddr::V4);
+        let v6 = [external.addr6, external.public_ip6].into_iter().flatten().map(IpAddr::V6);
+        let own: Vec<IpAddr> = v4.chain(v6).collect();
+        self.vtep.set(self.vteps());
+        self.external.replace(Some(external));
+        let change = self.index.borrow_mut().set_own_addresses(&own);
+        self.adopt(&change, None);
+        self.publish_goal();
+    }
+
+    /// Our own Node is read once, at the start: afterwards the device that is in force decides, and whoever writes
+    /// something else there is corrected.
+    fn vteps(&self) -> ByFamily<Vtep> {
+        let BackendConf::Vxlan(conf) = &self.conf.backend else { return ByFamily::default() };
+        let facts = self.snapshot().own_facts.clone();
+        let published = facts.as_ref().map(|facts| facts.annotations.vtep_macs()).unwrap_or_default();
+        let uid = facts.as_ref().map(|facts| facts.uid.as_str()).filter(|uid| !uid.is_empty());
+        ByFamily::of(|family| Vtep {
+            published: *published.get(family),
+            derived: Vtep::derive(uid.unwrap_or(&self.node), &conf.device(family)),
+        })
+    }
+
+    pub(super) fn publish_goal(&self) {
+        let Some(intent) = self.intent() else { return };
+        self.goals.send_if_modified(|goal| {
+            let modified = goal.as_deref() != Some(&intent);
+            if modified {
+                *goal = Some(Arc::new(intent));
+            }
+            modified
+        });
+    }
+
+    fn intent(&self) -> Option<Intent> {
+        let (own, external) = (self.own.borrow(), self.external.borrow());
+        let external = external.as_ref().filter(|_| !own.is_empty())?;
+        // What goes through this process is looked up there: to the kernel all peers are one device.
+        let peers = match self.conf.backend {
+            BackendConf::Udp { .. } => Vec::new(),
+            BackendConf::Vxlan(_) | BackendConf::HostGw => self.snapshot().peers.clone(),
+        };
+        Some(Intent {
+            backend: self.conf.backend,
+            external: external.index,
+            local: ByFamily { v4: external.addr.map(IpAddr::V4), v6: external.addr6.map(IpAddr::V6) },
+            networks: self.conf.networks(),
+            own_prefixes: own.clone(),
+            vtep: self.vtep.get(),
+            peers,
+            blackhole: self.args.ip_blackhole_route,
+            firewall: self.firewall(&own),
+        })
+    }
+
+    fn firewall(&self, own: &[Prefix]) -> Firewall {
+        let manager = if self.conf.enable_nftables { Manager::Nftables } else { Manager::Iptables };
+        let masquerade = Masquerade { fully_random: !self.args.ip_masq_fully_random_disable };
+        let masquerade = self.args.ip_masq.then_some(masquerade);
+        Firewall::new(manager, &self.conf.networks(), own, masquerade, self.args.iptables_forward_rules)
+    }
+
+    /// The device that packets for peers leave by, for people.
+    pub(super) fn tunnel_name(&self) -> String {
+        match &self.conf.backend {
+            BackendConf::Udp { .. } => crate::plan::TUN.to_owned(),
+            BackendConf::Vxlan(conf) => {
+                let families = self.conf.networks().into_iter().map(|network| Family::of(network.addr()));
+                families.map(|family| conf.device(family)).collect::<Vec<_>>().join(" and ")
+            }
+            BackendConf::HostGw => {
+                self.external.borrow().as_ref().map(|external| external.name.clone()).unwrap_or_default()
+            }
+        }
+    }
+}

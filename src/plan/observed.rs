@@ -1,0 +1,52 @@
+//! What the kernel holds, and what of it is looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use encap::{MacAddr, Prefix};
+
+use super::firewall::FirewallState;
+use super::{Device, LinkState, Route, RouteKey};
+
+/// Which kernel objects to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// Index of the external interface.
+    pub external: u32,
+    /// Our devices by name.
+    pub tunnels: BTreeMap<Device, String>,
+    /// The cluster networks: routes to parts of them are of interest whoever made them.
+    pub networks: Vec<Prefix>,
+    /// The alias that devices of ours carry.
+    pub alias: String,
+}
+
+impl Watched {
+    /// A device's name, for people.
+    pub fn name(&self, device: Device) -> &str {
+        match device {
+            Device::External => "the external interface",
+            Device::Tunnel(_) => self.tunnels.get(&device).map_or("the tunnel", String::as_str),
+        }
+    }
+}
+
+/// What the kernel holds of what is watched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The devices that are there. A TUN that this process does not hold open is not.
+    pub links: BTreeMap<Device, LinkState>,
+    /// Names of devices that carry our alias and are not in `links`: left by another backend.
+    pub leftovers: BTreeSet<String>,
+    /// Addresses of these devices with their prefix length (an address of `/24` is not the `/32` that we want).
+    pub addresses: BTreeSet<(Device, IpAddr, u8)>,
+    /// Unicast and blackhole routes of the main table that lead out of our devices or carry our protocol number. IPv4
+    /// can hold several under one key.
+    pub routes: BTreeMap<RouteKey, BTreeSet<Route>>,
+    /// Permanent neighbour entries on our devices.
+    pub neighbours: BTreeMap<(Device, IpAddr), MacAddr>,
+    /// Permanent unicast forwarding entries on our devices.
+    pub fdb: BTreeSet<(Device, MacAddr, IpAddr)>,
+    /// Traffic rules, ours and what others have put in their way.
+    pub firewall: FirewallState,
+}

@@ -1,0 +1,118 @@
+//! The one loop that makes the kernel hold what it should.
+//!
+//! Level-triggered: each pass reads the kernel, computes the desired state, and applies the difference. Start,
+//! a new lease, a device that somebody deleted and the clean-up after a crash are the same pass.
+//!
+//! What fails for one peer is tried again for that peer alone, later and later; the others do not notice.
+
+mod pass;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use encap::PeerId;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+pub use self::pass::Pass;
+use crate::plan::{Desired, Intent};
+use crate::ports::Kernel;
+
+/// How often to look although no event came: events can be lost, and a look costs a few netlink requests.
+const SAFETY: Duration = Duration::from_secs(30);
+
+/// Shortest and longest wait before a failed pass is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The same for what failed on a peer's account.
+const PEER_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
+
+/// Runs until the sender of `goals` is dropped; `begin` and `report` frame each pass.
+pub async fn run<K: Kernel>(
+    mut kernel: K,
+    mut goals: watch::Receiver<Option<Arc<Intent>>>,
+    mut begin: impl FnMut(),
+    mut report: impl FnMut(&Pass),
+) {
+    let mut settled: Option<Desired> = None;
+    let mut failing = Failing::default();
+    let mut retry = RETRY.0;
+    loop {
+        let goal = goals.borrow_and_update().clone();
+        let wait = match goal {
+            None => None,
+            Some(intent) => {
+                begin();
+                let pass = pass::run(&mut kernel, &intent, settled.as_ref(), &mut failing).await;
+                report(&pass);
+                if pass.converged() {
+                    settled = pass.desired;
+                    retry = RETRY.0;
+                    Some(failing.next().unwrap_or(Duration::MAX).min(jittered(SAFETY)))
+                } else {
+                    let wait = retry;
+                    retry = (retry * 2).min(RETRY.1);
+                    Some(wait)
+                }
+            }
+        };
+        tokio::select! {
+            changed = goals.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // Something is different now, so what failed before may succeed.
+                failing.hurry();
+            }
+            () = kernel.changed() => {}
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+        }
+    }
+}
+
+/// Nodes that were started together do not look together.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+/// Peers whose steps fail, and when each is due again.
+#[derive(Debug, Default)]
+struct Failing(BTreeMap<PeerId, Failure>);
+
+#[derive(Debug)]
+struct Failure {
+    error: String,
+    due: Instant,
+    pause: Duration,
+}
+
+impl Failing {
+    /// Peers that are to be left alone for now.
+    fn resting(&self, now: Instant) -> impl Iterator<Item = (PeerId, &str)> {
+        self.0.iter().filter(move |(_, f)| f.due > now).map(|(peer, f)| (*peer, f.error.as_str()))
+    }
+
+    fn failed(&mut self, peer: PeerId, error: String, now: Instant) {
+        let pause = self.0.get(&peer).map_or(PEER_RETRY.0, |last| (last.pause * 2).min(PEER_RETRY.1));
+        self.0.insert(peer, Failure { error, due: now + pause, pause });
+    }
+
+    /// Forgets those that have nothing left to fail.
+    fn retain(&mut self, still: impl Fn(PeerId) -> bool) {
+        self.0.retain(|peer, _| still(*peer));
+    }
+
+    /// How long until the next is due.
+    fn next(&self) -> Option<Duration> {
+        let due = self.0.values().map(|failure| failure.due).min()?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    fn hurry(&mut self) {
+        let now = Instant::now();
+        self.0.values_mut().for_each(|failure| failure.due = now);
+    }
+}

@@ -1,0 +1,173 @@
+//! The loop on a paused clock, over the model of the kernel.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use encap::Family;
+
+use super::*;
+use crate::plan::{Device, LinkState, Observed, Op, Watched, model};
+use crate::ports::KernelError;
+
+const TUNNEL: Device = Device::Tunnel(Family::V4);
+
+/// Whether a step is refused.
+type Refuses = fn(&Op) -> bool;
+
+/// A kernel on which a test can do what an operator would.
+#[derive(Clone)]
+struct World {
+    state: Rc<RefCell<Observed>>,
+    changed: Rc<tokio::sync::Notify>,
+    refuses: Rc<RefCell<Refuses>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let external = LinkState { index: 2, mtu: 1500, up: true, ..LinkState::default() };
+        let links = BTreeMap::from([(Device::External, external)]);
+        let refuses: Refuses = |_| false;
+        Self {
+            state: Rc::new(RefCell::new(Observed { links, ..Observed::default() })),
+            changed: Rc::default(),
+            refuses: Rc::new(RefCell::new(refuses)),
+        }
+    }
+
+    fn poke(&self, change: impl FnOnce(&mut Observed)) {
+        change(&mut self.state.borrow_mut());
+        self.changed.notify_one();
+    }
+
+    fn refuse(&self, refuses: Refuses) {
+        *self.refuses.borrow_mut() = refuses;
+    }
+}
+
+impl Kernel for World {
+    async fn observe(&mut self, _: &Watched) -> Result<Observed, KernelError> {
+        Ok(self.state.borrow().clone())
+    }
+
+    async fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        let one = |op: &Op| {
+            if self.refuses.borrow()(op) {
+                return Err(KernelError { doing: "test".into(), cause: "not now".into(), remedy: None });
+            }
+            model::apply(&mut self.state.borrow_mut(), op);
+            Ok(())
+        };
+        ops.iter().map(one).collect()
+    }
+
+    async fn changed(&mut self) {
+        self.changed.notified().await;
+    }
+}
+
+fn goal() -> Arc<Intent> {
+    Arc::new(crate::plan::sample_intent())
+}
+
+/// Runs the loop while `script` plays; returns of each pass the steps done, whether it was a repair, and whether it
+/// converged.
+fn play<F: Future<Output = ()>>(
+    world: &World,
+    goals: watch::Receiver<Option<Arc<Intent>>>,
+    script: F,
+) -> Vec<(usize, bool, bool)> {
+    let passes = Rc::new(RefCell::new(Vec::new()));
+    let seen = passes.clone();
+    let report = move |pass: &Pass| {
+        seen.borrow_mut().push((pass.done.len(), pass.repair, pass.converged()));
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        tokio::select! {
+            () = run(world.clone(), goals, || {}, report) => {}
+            () = script => {}
+        }
+    });
+    passes.take()
+}
+
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+#[test]
+fn first_pass_builds_everything_and_a_flushed_address_is_a_repair() {
+    let world = World::new();
+    let (_sender, goals) = watch::channel(Some(goal()));
+    let poker = world.clone();
+    let passes = play(&world, goals, async move {
+        settle().await;
+        poker.poke(|state| {
+            state.addresses.clear();
+            state.routes.clear();
+        });
+        settle().await;
+    });
+    assert_eq!(passes, [(8, false, true), (2, true, true)]);
+}
+
+#[test]
+fn a_new_underlay_mtu_is_followed_and_is_no_repair() {
+    let world = World::new();
+    let (_sender, goals) = watch::channel(Some(goal()));
+    let poker = world.clone();
+    let passes = play(&world, goals, async move {
+        settle().await;
+        poker.poke(|state| state.links.get_mut(&Device::External).unwrap().mtu = 1400);
+        settle().await;
+    });
+    assert_eq!(passes, [(8, false, true), (1, false, true)]);
+    assert_eq!(world.state.borrow().links[&TUNNEL].mtu, 1372);
+}
+
+#[test]
+fn a_lost_external_interface_keeps_the_tunnel() {
+    let world = World::new();
+    let (_sender, goals) = watch::channel(Some(goal()));
+    let poker = world.clone();
+    let passes = play(&world, goals, async move {
+        settle().await;
+        poker.poke(|state| drop(state.links.remove(&Device::External)));
+        settle().await;
+    });
+    assert_eq!(passes, [(8, false, true), (0, true, true)]);
+}
+
+#[test]
+fn failures_are_retried_with_growing_pauses_until_they_end() {
+    let world = World::new();
+    world.refuse(|_| true);
+    let (_sender, goals) = watch::channel(Some(goal()));
+    let fault = world.clone();
+    let passes = play(&world, goals, async move {
+        // 100 + 200 + 400 ms: the passes at 0, 100, 300 and 700 ms fail.
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        fault.refuse(|_| false);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    });
+    assert_eq!(passes, [(0, false, false); 4].into_iter().chain([(8, false, true)]).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_setting_that_cannot_be_written_is_a_warning() {
+    let world = World::new();
+    world.refuse(|op| op.object() == crate::plan::Object::Sysctl);
+    let (_sender, goals) = watch::channel(Some(goal()));
+    let passes = play(&world, goals, settle());
+    assert_eq!(passes, [(7, false, true)]);
+}
+
+#[test]
+fn without_a_goal_the_kernel_is_left_alone() {
+    let world = World::new();
+    let (_sender, goals) = watch::channel(None);
+    let passes = play(&world, goals, settle());
+    assert!(passes.is_empty());
+    assert!(!world.state.borrow().links.contains_key(&TUNNEL));
+}
