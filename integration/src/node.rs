@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::daemon::{self, Daemon};
 use crate::netns::Netns;
@@ -20,6 +20,8 @@ pub struct Node {
     pub(crate) name: String,
     /// Last octet of its address, and third octet of its pods'.
     pub(crate) number: u8,
+    /// The `Backend` object of its net-conf.json.
+    pub(crate) backend: Value,
     pub(crate) ns: Netns,
     pub(crate) dir: PathBuf,
     pub(crate) pods: Vec<Pod>,
@@ -73,8 +75,28 @@ impl Node {
             name: self.name.clone(),
             pod_cidrs: vec![self.pod_cidr()],
             internal_ips: vec![IpAddr::V4(self.address())],
-            annotations: Vec::new(),
+            annotations: self.annotations(),
         }
+    }
+
+    /// What its daemon would publish, where peers cannot do without: a file has no place where it could.
+    fn annotations(&self) -> Vec<(String, String)> {
+        if self.backend["Type"] != "vxlan" {
+            return Vec::new();
+        }
+        let data = json!({"VNI": self.backend["VNI"].as_u64().unwrap_or(1), "VtepMAC": self.vtep_mac()});
+        [
+            ("backend-type", "vxlan".to_owned()),
+            ("backend-data", data.to_string()),
+            ("public-ip", self.address().to_string()),
+        ]
+        .map(|(name, value)| (format!("flannel.alpha.coreos.com/{name}"), value))
+        .into()
+    }
+
+    /// Address of its VXLAN device.
+    pub fn vtep_mac(&self) -> String {
+        format!("0e:10:24:4a:00:{:02x}", self.number)
     }
 
     /// The file its daemon writes for the CNI plugin, in a directory that the daemon makes.

@@ -297,7 +297,8 @@ impl Cluster {
         std::fs::create_dir(&dir)?;
         let gateway = Ipv4Addr::new(10, 244, number, 1);
         ns.ip(&format!("link add cni0 type bridge\naddr add {gateway}/24 dev cni0\nlink set cni0 up"))?;
-        self.nodes.push(Node { name, number, ns, dir, pods: Vec::new(), daemon: None });
+        let backend = serde_json::from_str(&self.spec.backend).context("the Backend object")?;
+        self.nodes.push(Node { name, number, backend, ns, dir, pods: Vec::new(), daemon: None });
         self.nodes.last_mut().context("the node just added")
     }
 
