@@ -203,7 +203,7 @@ impl Kernel for LinuxKernel {
             Ok(answers) => {
                 for (&place, answer) in places.iter().zip(answers) {
                     let op = &ops[place];
-                    outcomes[place] = Some(answer.or_else(|refusal| write::judge(op, refusal, &watched)));
+                    outcomes[place] = Some(answer.or_else(|refusal| write::judge(op, &refusal, &watched)));
                 }
             }
             Err(error) => {

@@ -187,7 +187,7 @@ fn route_message(key: &RouteKey, route: &Route, indices: &Indices) -> Option<Rou
 }
 
 /// Turns a refusal into an error for people, or into success when the kernel is as the step would leave it.
-pub(super) fn judge(op: &Op, refusal: Refusal, watched: &Watched) -> Result<(), KernelError> {
+pub(super) fn judge(op: &Op, refusal: &Refusal, watched: &Watched) -> Result<(), KernelError> {
     let gone = matches!(
         refusal.errno,
         Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO
@@ -202,7 +202,7 @@ pub(super) fn judge(op: &Op, refusal: Refusal, watched: &Watched) -> Result<(), 
         {
             Ok(())
         }
-        _ => Err(explain(op, &refusal, watched)),
+        _ => Err(explain(op, refusal, watched)),
     }
 }
 
