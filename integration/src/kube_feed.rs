@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use crate::apiserver::{Access, ApiServer, NodeSpec, Options};
+use crate::apiserver::{ApiServer, NodeSpec, Options};
 use crate::nodes_file::{LeaseFeed, NodeManifest};
 use crate::topology::{Cluster, GATEWAY};
 
@@ -34,7 +34,7 @@ pub fn annotated(mut node: NodeManifest) -> NodeManifest {
     node
 }
 
-/// A feed that keeps the Nodes of one API server. Daemons log in as the ServiceAccount that we ship.
+/// A feed that keeps the Nodes of one API server. Each daemon logs in as its pod would, with what we ship in force.
 pub struct KubeFeed {
     server: Arc<ApiServer>,
     published: BTreeMap<String, NodeManifest>,
@@ -49,7 +49,7 @@ impl KubeFeed {
         let netns = Some(cluster.switch().fd());
         let server =
             Arc::new(ApiServer::start(Options { netns, address: GATEWAY.into(), port: PORT, ..options })?);
-        server.kubeconfig(Access::Daemon)?;
+        server.apply_shipped_manifest()?;
         cluster.use_feed(Box::new(Self { server: Arc::clone(&server), published: BTreeMap::new() }));
         cluster.publish()?;
         Ok(server)
@@ -101,9 +101,9 @@ impl LeaseFeed for KubeFeed {
         Ok(())
     }
 
-    fn daemon_args(&self) -> Vec<(&'static str, Option<OsString>)> {
-        let kubeconfig = self.server.dir().join(format!("{:?}.kubeconfig", Access::Daemon));
-        vec![("--kube-subnet-mgr", None), ("--kubeconfig-file", Some(kubeconfig.into()))]
+    fn daemon_args(&self, node: &str) -> Result<Vec<(&'static str, Option<OsString>)>> {
+        let kubeconfig = self.server.node_kubeconfig(node)?;
+        Ok(vec![("--kube-subnet-mgr", None), ("--kubeconfig-file", Some(kubeconfig.into()))])
     }
 }
 

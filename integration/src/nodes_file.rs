@@ -99,8 +99,11 @@ pub trait LeaseFeed: Send + Sync {
     /// When the source cannot be changed.
     fn publish(&mut self, nodes: &[NodeManifest]) -> Result<()>;
 
-    /// The flags that make a `flanneld` read this source, with their values; a flag without one is a switch.
-    fn daemon_args(&self) -> Vec<(&'static str, Option<OsString>)>;
+    /// The flags that make the `flanneld` on `node` read this source, with their values; a flag without one is a switch.
+    ///
+    /// # Errors
+    /// When the source lets that node in no more.
+    fn daemon_args(&self, node: &str) -> Result<Vec<(&'static str, Option<OsString>)>>;
 }
 
 /// One file of Node manifests, replaced atomically.
@@ -138,8 +141,8 @@ impl LeaseFeed for FileFeed {
         self.replace(&render(nodes))
     }
 
-    fn daemon_args(&self) -> Vec<(&'static str, Option<OsString>)> {
-        vec![("--nodes-file", Some(self.path.clone().into()))]
+    fn daemon_args(&self, _: &str) -> Result<Vec<(&'static str, Option<OsString>)>> {
+        Ok(vec![("--nodes-file", Some(self.path.clone().into()))])
     }
 }
 

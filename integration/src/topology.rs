@@ -323,7 +323,7 @@ impl Cluster {
     pub fn launch(&self, name: &str) -> Result<Launch> {
         let node = self.node(name)?;
         let mut launch = Launch::new(node.ns.clone(), &node.dir);
-        for (flag, value) in self.feed.daemon_args() {
+        for (flag, value) in self.feed.daemon_args(name)? {
             launch = match value {
                 Some(value) => launch.set(flag, value),
                 None => launch.flag(flag),

@@ -105,16 +105,17 @@ fn the_daemon_can_do_its_work_and_no_more() -> Result<()> {
     let server = shared()?;
     server.create_node(&NodeSpec::new("own", "10.244.1.0/24", NODE_IP))?;
     server.create_node(&NodeSpec::new("other", "10.244.2.0/24", NODE_IP))?;
-    server.call_as(Access::Daemon, |client| async move {
+    server.call_on("own", |client| async move {
         let nodes: Api<Node> = Api::all(client);
         nodes.list(&ListParams::default()).await?;
         nodes.get("own").await?;
-        let patch = Patch::Strategic(json!({ "metadata": { "annotations": { "example.org/a": "1" } } }));
+        let annotations = json!({ "flannel.alpha.coreos.com/public-ip": "1" });
+        let patch = Patch::Strategic(json!({ "metadata": { "annotations": annotations } }));
         nodes.patch_status("own", &PatchParams::default(), &patch).await
     })?;
     let annotated = server.node("own")?.metadata.annotations.context("annotations")?;
     assert_eq!(
-        annotated.get("example.org/a").map(String::as_str),
+        annotated.get("flannel.alpha.coreos.com/public-ip").map(String::as_str),
         Some("1"),
         "annotations go through nodes/status"
     );

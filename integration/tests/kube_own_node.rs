@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::apiserver::Access;
 use integration::daemon::Launch;
 use integration::fixture::Kube;
 use integration::kube_feed::key;
@@ -220,7 +219,7 @@ fn may_not_write(kube: &mut Kube, _: &Notes) -> Result<()> {
     set(&role.to_string())?;
     // The authorizer learns of a role by a watch of its own.
     wait::until_true("the role is in force", || {
-        let may = kube.server.call_as(Access::Daemon, |client| async move {
+        let may = kube.server.call_on("n1", |client| async move {
             let patch = kube::api::Patch::Strategic(json!({}));
             let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(client);
             nodes.patch_status("n1", &kube::api::PatchParams::default(), &patch).await

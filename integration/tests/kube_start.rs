@@ -128,8 +128,7 @@ impl One {
 
     /// The daemon's kubeconfig, changed.
     fn kubeconfig(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<PathBuf> {
-        let mut config: Value =
-            serde_json::from_slice(&std::fs::read(self.server.kubeconfig(Access::Daemon)?)?)?;
+        let mut config: Value = serde_json::from_slice(&std::fs::read(self.server.node_kubeconfig("n1")?)?)?;
         change(&mut config);
         let path = self.cluster.dir().join(name);
         std::fs::write(&path, config.to_string())?;
@@ -146,7 +145,7 @@ impl One {
 fn in_a_pod(one: &mut One, notes: &Notes) -> Result<()> {
     let inside = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
     std::fs::create_dir_all(inside)?;
-    let folder = one.server.service_account_folder()?;
+    let folder = one.server.service_account_folder("n1")?;
     for name in ["token", "ca.crt", "namespace"] {
         std::fs::copy(folder.join(name), inside.join(name))?;
     }

@@ -20,6 +20,8 @@ fn a_real_api_server_accepts_it() -> Result<()> {
         "serviceaccount/flannel",
         "clusterrole.rbac.authorization.k8s.io/flannel",
         "clusterrolebinding.rbac.authorization.k8s.io/flannel",
+        "validatingadmissionpolicy.admissionregistration.k8s.io/flannel-own-node",
+        "validatingadmissionpolicybinding.admissionregistration.k8s.io/flannel-own-node",
         "configmap/kube-flannel-cfg",
         "daemonset.apps/kube-flannel-ds",
     ];

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::{Value, json};
@@ -23,7 +23,8 @@ pub const SERVICE_ACCOUNT: &str = "flannel";
 pub enum Access {
     /// May do everything.
     Admin,
-    /// The ServiceAccount of the shipped manifest, with exactly its ClusterRole, by a token as a pod gets it.
+    /// The ServiceAccount of the shipped manifest, with exactly its ClusterRole, by a token that is no pod's: it may read,
+    /// and our admission policy lets it write nothing. Daemons that run get [`ApiServer::node_kubeconfig`].
     Daemon,
     /// A token the server did not sign: 401.
     BadToken,
@@ -65,14 +66,28 @@ impl ApiServer {
         Ok(path)
     }
 
-    /// A folder as a pod finds it at `/var/run/secrets/kubernetes.io/serviceaccount`, for the in-cluster configuration.
+    /// A kubeconfig file for the daemon on `node`: by a token as the daemon's pod on that node gets it.
     ///
     /// # Errors
     /// As [`ApiServer::kubeconfig`].
-    pub fn service_account_folder(&self) -> Result<PathBuf> {
-        let dir = self.dir().join("serviceaccount");
+    pub fn node_kubeconfig(&self, node: &str) -> Result<PathBuf> {
+        let path = self.dir().join(format!("{node}.node.kubeconfig"));
+        if !path.exists() {
+            let user = json!({ "token": self.pod_token(node)? });
+            write_private(&path, &kubeconfig(self.url(), self.ca_pem(), &user).to_string())?;
+        }
+        Ok(path)
+    }
+
+    /// A folder as the daemon's pod on `node` finds it at `/var/run/secrets/kubernetes.io/serviceaccount`, for the
+    /// in-cluster configuration.
+    ///
+    /// # Errors
+    /// As [`ApiServer::kubeconfig`].
+    pub fn service_account_folder(&self, node: &str) -> Result<PathBuf> {
+        let dir = self.dir().join("serviceaccount").join(node);
         std::fs::create_dir_all(&dir)?;
-        write_private(&dir.join("token"), &self.daemon_token()?)?;
+        write_private(&dir.join("token"), &self.pod_token(node)?)?;
         write_private(&dir.join("ca.crt"), self.ca_pem())?;
         write_private(&dir.join("namespace"), NAMESPACE)?;
         Ok(dir)
@@ -83,11 +98,47 @@ impl ApiServer {
     /// # Errors
     /// When the manifest is refused or the server does not answer.
     pub fn daemon_token(&self) -> Result<String> {
+        self.token(None)
+    }
+
+    /// The same, bound to the daemon's pod on `node`, which is made first if there is none: only its record, as no
+    /// scheduler and no kubelet run here.
+    fn pod_token(&self, node: &str) -> Result<String> {
+        self.apply_shipped_manifest()?;
+        let name = format!("kube-flannel-ds-{node}");
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "nodeName": node,
+                "hostNetwork": true,
+                "serviceAccountName": SERVICE_ACCOUNT,
+                "containers": [{ "name": "kube-flannel", "image": "loden" }],
+            },
+        }))?;
+        let uid = self.call(|client| async move {
+            let pods: Api<Pod> = Api::namespaced(client, NAMESPACE);
+            let known = pods.get_opt(pod.metadata.name.as_deref().unwrap_or_default()).await?;
+            let pod = match known {
+                Some(known) => known,
+                None => pods.create(&PostParams::default(), &pod).await?,
+            };
+            Ok::<_, kube::Error>(pod.metadata.uid)
+        })?;
+        self.token(Some(BoundObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: Some(name),
+            uid,
+        }))
+    }
+
+    fn token(&self, bound_object_ref: Option<BoundObjectReference>) -> Result<String> {
         self.apply_shipped_manifest()?;
         let request = TokenRequest {
             // Long enough for any test. A pod's token is renewed by the kubelet, which is not here.
             spec: Some(TokenRequestSpec {
                 expiration_seconds: Some(24 * 3600),
+                bound_object_ref,
                 ..TokenRequestSpec::default()
             }),
             ..TokenRequest::default()

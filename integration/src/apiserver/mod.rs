@@ -223,7 +223,32 @@ impl ApiServer {
         F: Future<Output = Result<T, E>> + 'static,
         E: Into<anyhow::Error>,
     {
-        let kubeconfig = self.kubeconfig(access)?;
+        self.call_with(self.kubeconfig(access)?, work)
+    }
+
+    /// Runs requests as the daemon's pod on `node`.
+    ///
+    /// # Errors
+    /// As [`ApiServer::call`].
+    pub fn call_on<T, F, E>(&self, node: &str, work: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, E>> + 'static,
+        E: Into<anyhow::Error>,
+    {
+        self.call_with(self.node_kubeconfig(node)?, work)
+    }
+
+    fn call_with<T, F, E>(
+        &self,
+        kubeconfig: PathBuf,
+        work: impl FnOnce(Client) -> F + Send + 'static,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, E>> + 'static,
+        E: Into<anyhow::Error>,
+    {
         self.agent
             .run(move || async move { work(admin::client(&kubeconfig).await?).await.map_err(Into::into) })
     }

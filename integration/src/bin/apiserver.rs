@@ -14,12 +14,12 @@ fn main() -> Result<()> {
     ends.thread_block()?;
 
     let server = ApiServer::start(Options::default())?;
-    let daemon = server.kubeconfig(Access::Daemon)?;
+    let daemon = server.node_kubeconfig("n1")?;
     let admin = server.kubeconfig(Access::Admin)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "API server at {}, ready after {:.1} s", server.url(), server.start_took().as_secs_f64())?;
     writeln!(out, "kubeconfig of the administrator: {}", admin.display())?;
-    writeln!(out, "kubeconfig of the daemon:        {}", daemon.display())?;
+    writeln!(out, "kubeconfig of the daemon on n1:  {}", daemon.display())?;
     writeln!(out, "Ctrl-C ends it and removes everything.")?;
     out.flush()?;
     drop(out);
