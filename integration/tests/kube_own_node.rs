@@ -192,6 +192,8 @@ fn condition_left_alone(kube: &mut Kube, _: &Notes) -> Result<()> {
 fn other_prefix(kube: &mut Kube, _: &Notes) -> Result<()> {
     let before = written(kube)?;
     restart(kube, |launch| launch.set("--kube-annotation-prefix", "example.com/net"))?;
+    kube.wait_body(&["own Node n1 cannot be written", "flannel-own-node", "variable `prefix`"])?;
+    kube.server.admit_prefix("example.com/net-")?;
     let ours = "example.com/net-public-ip";
     wait::until_true("the other key", || {
         Ok(written(kube)?.get(ours).is_some_and(|ip| ip == "192.168.77.1"))
@@ -204,6 +206,7 @@ fn other_prefix(kube: &mut Kube, _: &Notes) -> Result<()> {
         rest.into_iter().collect::<BTreeMap<_, _>>() == before,
         "keys of the default prefix were touched"
     );
+    kube.server.admit_prefix("flannel.alpha.coreos.com/")?;
     restart(kube, |launch| launch)
 }
 

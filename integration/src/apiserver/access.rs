@@ -132,6 +132,19 @@ impl ApiServer {
         }))
     }
 
+    /// Makes the shipped admission policy one for daemons with another annotation prefix, as its comment says.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn admit_prefix(&self, prefix: &str) -> Result<()> {
+        let patch = json!([
+            { "op": "test", "path": "/spec/variables/0/name", "value": "prefix" },
+            { "op": "replace", "path": "/spec/variables/0/expression", "value": json!(prefix).to_string() },
+        ]);
+        let policy = "validatingadmissionpolicy/flannel-own-node";
+        self.kubectl(&["patch", policy, "--type=json", "-p", &patch.to_string()]).map(drop)
+    }
+
     fn token(&self, bound_object_ref: Option<BoundObjectReference>) -> Result<String> {
         self.apply_shipped_manifest()?;
         let request = TokenRequest {

@@ -9,7 +9,11 @@ use kube::core::Status;
 use rustls::{CertificateError, Error as TlsError};
 
 /// Longest piece of somebody else's words that is shown.
-const KEPT: usize = 200;
+const KEPT: usize = 300;
+
+/// What to do when not our role but an admission policy is in the way.
+const POLICY: &str = "adapt that policy: in kube-flannel.yml its variable `prefix` has to begin as --kube-annotation-prefix \
+                      does, and the daemon has to log in by the token of its own pod";
 
 /// What kind of failure it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,21 +69,21 @@ impl Cause {
     ];
 
     /// Its label in metrics.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         self.texts().0
     }
 
     /// What happened, in words.
-    pub fn meaning(self) -> &'static str {
+    pub const fn meaning(self) -> &'static str {
         self.texts().1
     }
 
     /// What to do about it.
-    pub fn remedy(self) -> &'static str {
+    pub const fn remedy(self) -> &'static str {
         self.texts().2
     }
 
-    fn texts(self) -> (&'static str, &'static str, &'static str) {
+    const fn texts(self) -> (&'static str, &'static str, &'static str) {
         const WAIT: &str = "nothing needs to be done unless this stays";
         match self {
             Self::Refused => (
@@ -172,6 +176,8 @@ pub struct Trouble {
     pub cause: Cause,
     /// What the other side, or the library, said; cut to a length for people.
     pub detail: String,
+    /// What to do about it.
+    pub remedy: &'static str,
     /// The server asked to be left alone for this long.
     pub retry_after: Duration,
 }
@@ -179,7 +185,7 @@ pub struct Trouble {
 impl Trouble {
     pub(super) fn new(cause: Cause, detail: &str) -> Self {
         let detail = detail.chars().map(|c| if c.is_control() { ' ' } else { c }).take(KEPT).collect();
-        Self { cause, detail, retry_after: Duration::ZERO }
+        Self { cause, detail, remedy: cause.remedy(), retry_after: Duration::ZERO }
     }
 
     /// What a status object says, as the answer to a request or within a watch.
@@ -198,7 +204,12 @@ impl Trouble {
         let detail =
             if named { status.message.clone() } else { format!("{}: {}", status.code, status.message) };
         let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-        Self { retry_after: Duration::from_secs(seconds.into()), ..Self::new(cause, &detail) }
+        let mut trouble =
+            Self { retry_after: Duration::from_secs(seconds.into()), ..Self::new(cause, &detail) };
+        if detail.contains("ValidatingAdmissionPolicy") {
+            trouble.remedy = POLICY;
+        }
+        trouble
     }
 
     pub(super) fn of(error: &kube::Error) -> Self {
@@ -223,7 +234,7 @@ impl fmt::Display for Trouble {
         if !self.detail.is_empty() {
             write!(f, " ({})", self.detail)?;
         }
-        write!(f, "; {}", self.cause.remedy())
+        write!(f, "; {}", self.remedy)
     }
 }
 
@@ -355,6 +366,6 @@ mod tests {
     #[test]
     fn what_a_server_says_cannot_forge_lines() {
         let trouble = Trouble::new(Cause::Server, &format!("a\nb\x1b[2J{}", "x".repeat(1000)));
-        assert!(!trouble.to_string().contains(['\n', '\x1b']) && trouble.to_string().len() < 400);
+        assert!(!trouble.to_string().contains(['\n', '\x1b']) && trouble.to_string().len() < 500);
     }
 }
