@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::apiserver::{ApiServer, NodeSpec, Options};
 use crate::nodes_file::{LeaseFeed, NodeManifest};
-use crate::topology::{Cluster, GATEWAY};
+use crate::topology::Cluster;
 
 /// Where the API server of a lab cluster listens, on the switch's own address.
 pub const PORT: u16 = 6443;
@@ -48,7 +48,7 @@ impl KubeFeed {
     pub fn install(cluster: &mut Cluster, options: Options) -> Result<Arc<ApiServer>> {
         let netns = Some(cluster.switch().fd());
         let server =
-            Arc::new(ApiServer::start(Options { netns, address: GATEWAY.into(), port: PORT, ..options })?);
+            Arc::new(ApiServer::start(Options { netns, address: cluster.gateway(), port: PORT, ..options })?);
         server.apply_shipped_manifest()?;
         cluster.use_feed(Box::new(Self { server: Arc::clone(&server), published: BTreeMap::new() }));
         cluster.publish()?;

@@ -13,6 +13,7 @@ use crate::netns::Netns;
 use crate::nodes_file::NodeManifest;
 use crate::probe::netexec::Netexec;
 use crate::process::NsCommand;
+use crate::topology::Families;
 use crate::wait;
 
 /// One node: a namespace with `eth0` on the switch, `cni0` for its pods, and maybe a daemon.
@@ -22,6 +23,7 @@ pub struct Node {
     pub(crate) number: u8,
     /// The `Backend` object of its net-conf.json.
     pub(crate) backend: Value,
+    pub(crate) families: Families,
     pub(crate) ns: Netns,
     pub(crate) dir: PathBuf,
     pub(crate) pods: Vec<Pod>,
@@ -54,6 +56,21 @@ impl Node {
         Ipv4Addr::new(10, 244, self.number, last)
     }
 
+    /// Address `last` of its IPv6 pod network; 0 is flannel0's own.
+    pub fn pod_address6(&self, last: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x10, 0x244, u16::from(self.number), 0, 0, 0, u16::from(last))
+    }
+
+    /// Its IPv6 pod network.
+    pub fn pod_cidr6(&self) -> String {
+        format!("{}/64", self.pod_address6(0))
+    }
+
+    /// Address `last` of its pod network of the family of `like`.
+    pub fn pod_address_like(&self, like: IpAddr, last: u8) -> IpAddr {
+        if like.is_ipv4() { self.pod_address(last).into() } else { self.pod_address6(last).into() }
+    }
+
     /// Its pod network.
     pub fn pod_cidr(&self) -> String {
         format!("{}/24", self.pod_address(0))
@@ -71,12 +88,21 @@ impl Node {
 
     /// The Node object of it.
     pub fn manifest(&self) -> NodeManifest {
-        NodeManifest {
+        let mut manifest = NodeManifest {
             name: self.name.clone(),
-            pod_cidrs: vec![self.pod_cidr()],
-            internal_ips: vec![IpAddr::V4(self.address())],
+            pod_cidrs: Vec::new(),
+            internal_ips: Vec::new(),
             annotations: self.annotations(),
+        };
+        if self.families.v4() {
+            manifest.pod_cidrs.push(self.pod_cidr());
+            manifest.internal_ips.push(self.address().into());
         }
+        if self.families.v6() {
+            manifest.pod_cidrs.push(self.pod_cidr6());
+            manifest.internal_ips.push(self.address6().into());
+        }
+        manifest
     }
 
     /// What its daemon would publish, where peers cannot do without: a file has no place where it could.
@@ -191,6 +217,18 @@ impl Node {
         }
     }
 
+    /// Adds `cni0` with the first address of each pod network, as a CNI plugin does for the first pod.
+    pub(crate) fn add_bridge(&self) -> Result<()> {
+        self.ns.ip("link add cni0 type bridge\nlink set cni0 up")?;
+        if self.families.v4() {
+            self.ns.ip(&format!("addr add {}/24 dev cni0", self.pod_address(1)))?;
+        }
+        if self.families.v6() {
+            self.ns.ip(&format!("addr add {}/64 dev cni0 nodad", self.pod_address6(1)))?;
+        }
+        Ok(())
+    }
+
     /// Attaches pods to `cni0`, with links of `mtu` bytes.
     ///
     /// # Errors
@@ -201,17 +239,26 @@ impl Node {
             let name = format!("{}.{letter}", self.name);
             let ns = Netns::new(name.clone())?;
             let ip = self.pod_address(10 + index);
+            let ip6 = self.families.v6().then(|| self.pod_address6(10 + index));
             self.ns.ip(&format!(
                 "link add veth{letter} mtu {mtu} type veth peer name eth0 netns {path}\n\
                  link set veth{letter} master cni0 up",
                 path = ns.path()
             ))?;
-            ns.ip(&format!(
-                "link set eth0 mtu {mtu} up\naddr add {ip}/24 dev eth0\nroute add default via {gateway}",
-                gateway = self.pod_address(1)
-            ))?;
-            let server = Netexec::start(&ns, &name)?;
-            self.pods.push(Pod { name, node: self.name.clone(), ns, ip, mtu, _server: server });
+            ns.ip(&format!("link set eth0 mtu {mtu} up"))?;
+            let mut servers = Vec::new();
+            if self.families.v4() {
+                let gateway = self.pod_address(1);
+                ns.ip(&format!("addr add {ip}/24 dev eth0\nroute add default via {gateway}"))?;
+                servers.push(Netexec::start(&ns, &name)?);
+            }
+            if let Some(ip6) = ip6 {
+                let gateway = self.pod_address6(1);
+                ns.ip(&format!("addr add {ip6}/64 dev eth0 nodad\nroute add default via {gateway}"))?;
+                servers.push(Netexec::start_at(&ns, &name, ip6.into())?);
+            }
+            let (node, ip) = (self.name.clone(), self.families.v4().then_some(ip));
+            self.pods.push(Pod { name, node, ns, ip, ip6, mtu, _servers: servers });
         }
         Ok(())
     }
@@ -261,9 +308,10 @@ pub struct Pod {
     name: String,
     node: String,
     ns: Netns,
-    ip: Ipv4Addr,
+    ip: Option<Ipv4Addr>,
+    ip6: Option<Ipv6Addr>,
     mtu: u32,
-    _server: Netexec,
+    _servers: Vec<Netexec>,
 }
 
 impl Pod {
@@ -282,9 +330,19 @@ impl Pod {
         &self.ns
     }
 
-    /// Its address.
+    /// Its IPv4 address; unspecified, and so nobody's, in a cluster that has none.
     pub fn ip(&self) -> Ipv4Addr {
-        self.ip
+        self.ip.unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Its IPv6 address, in a cluster that has them.
+    pub fn ip6(&self) -> Option<Ipv6Addr> {
+        self.ip6
+    }
+
+    /// All its addresses.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.ip.map(IpAddr::V4).into_iter().chain(self.ip6.map(IpAddr::V6))
     }
 
     /// The MTU of its link, bytes.

@@ -1,6 +1,6 @@
 //! Nodes, pods and the wire between them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use crate::nodes_file::{FileFeed, LeaseFeed, NodeManifest};
 /// The switch's own address, and every node's default gateway.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
 
+/// The switch's own IPv6 address, and the default gateway of nodes without IPv4.
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0xfe);
+
 /// How the underlay treats packets larger than its MTU that the kernel has not cut up yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wire {
@@ -23,6 +26,29 @@ pub enum Wire {
     /// Segments are cut before the wire and merged after it, as with a network card that offloads nothing. What a
     /// capture sees is what a cable would carry.
     Segmented,
+}
+
+/// Address families of pods, and of the underlay that carries them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 pods. The underlay has IPv6 addresses too, which no Node names.
+    V4,
+    /// Pods with an address of each, on nodes with an address of each.
+    Dual,
+    /// IPv6 only: pods and nodes have no IPv4 address.
+    V6,
+}
+
+impl Families {
+    /// Whether there is IPv4.
+    pub fn v4(self) -> bool {
+        self != Self::V6
+    }
+
+    /// Whether pods have IPv6.
+    pub fn v6(self) -> bool {
+        self != Self::V4
+    }
 }
 
 /// What a cluster is made of; see [`Cluster::builder`].
@@ -34,10 +60,18 @@ pub struct Builder {
     wire: Wire,
     backend: String,
     nftables: bool,
+    families: Families,
     launch: fn(Launch) -> Launch,
 }
 
 impl Builder {
+    /// Address families of pods and nodes.
+    #[must_use]
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
+        self
+    }
+
     /// How many nodes, at most 250.
     #[must_use]
     pub fn nodes(mut self, count: u8) -> Self {
@@ -97,7 +131,7 @@ impl Builder {
         let switch = Netns::new("switch")?;
         switch.ip(&format!(
             "link add br0 mtu {mtu} type bridge\naddr add {GATEWAY}/24 dev br0\n\
-             addr add fd00:77::fe/64 dev br0\nlink set br0 up",
+             addr add {GATEWAY6}/64 dev br0 nodad\nlink set br0 up",
             mtu = self.mtu
         ))?;
         let feed = Box::new(FileFeed::new(dir.join("nodes.yaml")));
@@ -112,9 +146,13 @@ impl Builder {
 
     fn write_net_conf(&self, dir: &Path) -> Result<()> {
         let (backend, nftables) = (&self.backend, self.nftables);
-        let text = format!(
-            "{{\"Network\": \"{NETWORK}\", \"EnableNFTables\": {nftables}, \"Backend\": {backend}}}\n"
-        );
+        let v6 = format!("\"EnableIPv6\": true, \"IPv6Network\": \"{NETWORK6}\"");
+        let networks = match self.families {
+            Families::V4 => format!("\"Network\": \"{NETWORK}\""),
+            Families::Dual => format!("\"Network\": \"{NETWORK}\", {v6}"),
+            Families::V6 => format!("\"EnableIPv4\": false, {v6}"),
+        };
+        let text = format!("{{{networks}, \"EnableNFTables\": {nftables}, \"Backend\": {backend}}}\n");
         std::fs::write(dir.join("net-conf.json"), text).context("write net-conf.json")
     }
 
@@ -133,6 +171,9 @@ impl Builder {
 
 /// The cluster network of every lab cluster.
 pub const NETWORK: &str = "10.244.0.0/16";
+
+/// The cluster network of IPv6 pods.
+pub const NETWORK6: &str = "fd00:10:244::/48";
 
 /// A switch with nodes on it.
 pub struct Cluster {
@@ -154,6 +195,7 @@ impl Cluster {
             wire: Wire::PassThrough,
             backend: "{\"Type\": \"udp\"}".to_owned(),
             nftables: false,
+            families: Families::V4,
             launch: |launch| launch,
         }
     }
@@ -190,6 +232,16 @@ impl Cluster {
     /// When there is none.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
         self.pods().find(|pod| pod.name() == name).with_context(|| format!("no pod {name}"))
+    }
+
+    /// Address families of pods and nodes.
+    pub fn families(&self) -> Families {
+        self.spec.families
+    }
+
+    /// The switch's own address, of the family that nodes are sure to have.
+    pub fn gateway(&self) -> IpAddr {
+        if self.spec.families.v4() { GATEWAY.into() } else { GATEWAY6.into() }
     }
 
     /// The namespace of the underlay's bridge.
@@ -256,10 +308,12 @@ impl Cluster {
             "link add {port} mtu {mtu} type veth peer name eth0 netns {path}\nlink set {port} master br0 up",
             path = ns.path()
         ))?;
-        ns.ip(&format!(
-            "link set eth0 mtu {mtu} up\naddr add {address}/24 dev eth0\naddr add fd00:77::{last:x}/64 dev eth0\n\
-             route add default via {GATEWAY}"
-        ))?;
+        ns.ip(&format!("link set eth0 mtu {mtu} up\naddr add fd00:77::{last:x}/64 dev eth0 nodad"))?;
+        if self.spec.families.v4() {
+            ns.ip(&format!("addr add {address}/24 dev eth0\nroute add default via {GATEWAY}"))?;
+        } else {
+            ns.ip(&format!("route add default via {GATEWAY6}"))?;
+        }
         if self.spec.wire == Wire::Segmented {
             for (side, device) in [(&ns, "eth0"), (&self.switch, port.as_str())] {
                 side.command("ethtool")
@@ -295,10 +349,11 @@ impl Cluster {
         ns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         let dir = self.dir.join(&name);
         std::fs::create_dir(&dir)?;
-        let gateway = Ipv4Addr::new(10, 244, number, 1);
-        ns.ip(&format!("link add cni0 type bridge\naddr add {gateway}/24 dev cni0\nlink set cni0 up"))?;
         let backend = serde_json::from_str(&self.spec.backend).context("the Backend object")?;
-        self.nodes.push(Node { name, number, backend, ns, dir, pods: Vec::new(), daemon: None });
+        let families = self.spec.families;
+        let node = Node { name, number, families, backend, ns, dir, pods: Vec::new(), daemon: None };
+        node.add_bridge()?;
+        self.nodes.push(node);
         self.nodes.last_mut().context("the node just added")
     }
 

@@ -1,5 +1,7 @@
 //! What people type: routes, log-level, help, version, and the health endpoint behind them.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::ExitCode;
 
@@ -213,7 +215,7 @@ fn install_conf_refuses(two: &mut Two, _: &Notes) -> Result<()> {
     for (arguments, code, parts) in [
         (vec![source.clone(), target.clone()], 1, &["bad.json", "not JSON", "stays as it is"][..]),
         (vec!["/nonexistent".into(), target.clone()], 1, &["/nonexistent"]),
-        (vec![source.clone()], 2, &["TARGET"]),
+        (vec![source], 2, &["TARGET"]),
     ] {
         let output = node.ns().command(binary()?).arg("install-conf").args(arguments).output()?;
         let said = String::from_utf8_lossy(&output.stderr);

@@ -1,6 +1,5 @@
 //! The data path of a backend whose packets go through this process, and what may happen to it. The others have none.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -45,10 +44,7 @@ impl Forwarding {
         port: u16,
         handle: Handle,
     ) -> Result<(TunSlot, Self)> {
-        let address = external.addr.map(IpAddr::V4).context(
-            "the UDP backend carries its packets over IPv4, and the external interface has no IPv4 address: \
-             choose another with --iface",
-        )?;
+        let address = external.address().context("the external interface has no address any more")?;
         let (mut data_path, exits) = DataPath::bind(state.shared.clone(), Endpoint { address, port })?;
         let tunnel = TunDevice::open(TUN, state.offloads)?;
         data_path.start(&tunnel)?;

@@ -85,13 +85,15 @@ impl State {
         Ok((!complete).then(|| Publication { node: self.node.clone(), annotations, network_available }))
     }
 
-    /// Of each family that is carried, the address that peers are told. In the UDP backend all go to the IPv4 one.
+    /// Of each family that is carried, the address that peers are told. In the UDP backend all go to one.
     fn public_ips(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let external = self.external.borrow();
         let Some(external) = &*external else { return (None, None) };
-        let paired = self.conf.backend.pairs_families();
-        let v4 = !paired || self.conf.network.is_some();
-        let v6 = paired && self.conf.ipv6_network.is_some();
+        let (v4, v6) = if self.conf.backend.pairs_families() {
+            (self.conf.network.is_some(), self.conf.ipv6_network.is_some())
+        } else {
+            (external.addr.is_some(), external.addr.is_none())
+        };
         (external.public_ip.filter(|_| v4), external.public_ip6.filter(|_| v6))
     }
 

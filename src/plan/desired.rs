@@ -124,7 +124,9 @@ impl Build<'_> {
     /// As flannel does: one device with the base address of each own prefix, and one route for each cluster network.
     fn udp(&mut self) -> Result<(), PlanError> {
         let carried = self.intent.families().last().unwrap_or(Family::V4);
-        let mtu = self.mtu(Family::V4, carried)?;
+        // One address for all pods: IPv4's if there is one, as `ExternalInterface::address` says.
+        let underlay = if self.intent.local.v4.is_some() { Family::V4 } else { Family::V6 };
+        let mtu = self.mtu(underlay, carried)?;
         let device = Device::Tunnel(Family::V4);
         let kind = LinkKind::Tun { queue_len: TUN_QUEUE_LEN };
         self.link(device, mtu, kind);

@@ -1,7 +1,7 @@
 //! HTTP requests to [`super::netexec`] from inside a namespace.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,8 +13,8 @@ use crate::netns::Netns;
 ///
 /// # Errors
 /// When the server cannot be reached or refuses.
-pub fn get(from: &Netns, to: Ipv4Addr, path: &str) -> Result<String> {
-    let body = request(from, to, &format!("GET {path} HTTP/1.0\r\n\r\n"), &[])?;
+pub fn get(from: &Netns, to: impl Into<IpAddr>, path: &str) -> Result<String> {
+    let body = request(from, to.into(), &format!("GET {path} HTTP/1.0\r\n\r\n"), &[])?;
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
@@ -22,11 +22,11 @@ pub fn get(from: &Netns, to: Ipv4Addr, path: &str) -> Result<String> {
 ///
 /// # Errors
 /// When the server cannot be reached or refuses.
-pub fn echo(from: &Netns, to: Ipv4Addr, body: &[u8]) -> Result<Vec<u8>> {
-    request(from, to, &format!("POST /echo HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len()), body)
+pub fn echo(from: &Netns, to: impl Into<IpAddr>, body: &[u8]) -> Result<Vec<u8>> {
+    request(from, to.into(), &format!("POST /echo HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len()), body)
 }
 
-fn request(from: &Netns, to: Ipv4Addr, head: &str, body: &[u8]) -> Result<Vec<u8>> {
+fn request(from: &Netns, to: IpAddr, head: &str, body: &[u8]) -> Result<Vec<u8>> {
     let address = SocketAddr::from((to, HTTP_PORT));
     let mut stream = from.run(|| {
         TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connect to {address}"))

@@ -2,7 +2,7 @@
 //! who are you, who am I to you, say this back.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{SockaddrIn, recvfrom};
+use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::SockRef;
 
 use crate::netns::Netns;
@@ -32,15 +32,22 @@ pub struct Netexec {
 }
 
 impl Netexec {
-    /// Serves on all addresses of the namespace.
+    /// Serves on all IPv4 addresses of the namespace.
     ///
     /// # Errors
     /// When a port is taken there.
     pub fn start(ns: &Netns, hostname: &str) -> Result<Self> {
+        Self::start_at(ns, hostname, Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    /// Serves on one address of the namespace.
+    ///
+    /// # Errors
+    /// When a port is taken there, or the address is not.
+    pub fn start_at(ns: &Netns, hostname: &str, at: IpAddr) -> Result<Self> {
         let (udp, tcp) = ns.run(|| {
-            let any = Ipv4Addr::UNSPECIFIED;
-            let udp = UdpSocket::bind((any, UDP_PORT)).context("bind the UDP server")?;
-            let tcp = TcpListener::bind((any, HTTP_PORT)).context("bind the HTTP server")?;
+            let udp = UdpSocket::bind((at, UDP_PORT)).context("bind the UDP server")?;
+            let tcp = TcpListener::bind((at, HTTP_PORT)).context("bind the HTTP server")?;
             Ok((Arc::new(udp), Arc::new(tcp)))
         })?;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -75,10 +82,13 @@ fn serve_udp(socket: &UdpSocket, stopping: &AtomicBool, hostname: &str) {
     let mut buffer = vec![0; 1 << 16];
     while !stopping.load(Ordering::Acquire) {
         // Not std's recv_from: it panics on the answer without an address that a shutdown gives.
-        let Ok((length, Some(from))) = recvfrom::<SockaddrIn>(socket.as_raw_fd(), &mut buffer) else {
+        let Ok((length, Some(from))) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) else {
             continue;
         };
-        let from = SocketAddrV4::from(from);
+        let v4 = from.as_sockaddr_in().map(|from| SocketAddr::V4((*from).into()));
+        let Some(from) = v4.or(from.as_sockaddr_in6().map(|from| SocketAddr::V6((*from).into()))) else {
+            continue;
+        };
         let answer = match &buffer[..length] {
             b"hostname" => hostname.as_bytes().to_vec(),
             b"clientip" => from.to_string().into_bytes(),

@@ -1,8 +1,8 @@
 //! Who reaches whom, one question each and no second try.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::http;
 use super::udp;
@@ -35,12 +35,13 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The address `to` must see it come from. A node reaches its own pods from `cni0`, others from flannel0.
-    pub fn seen_by(&self, to: &Pod) -> Ipv4Addr {
+    /// The address that `to` must see it come from when asked at `at`. A node reaches its own pods from `cni0`, others
+    /// from flannel0.
+    pub fn seen_by(&self, to: &Pod, at: IpAddr) -> Option<IpAddr> {
         match self {
-            Self::Pod(pod) => pod.ip(),
-            Self::Node(node) if node.name() == to.node() => node.pod_address(1),
-            Self::Node(node) => node.pod_address(0),
+            Self::Pod(pod) => pod.ips().find(|ip| ip.is_ipv4() == at.is_ipv4()),
+            Self::Node(node) if node.name() == to.node() => Some(node.pod_address_like(at, 1)),
+            Self::Node(node) => Some(node.pod_address_like(at, 0)),
         }
     }
 
@@ -58,19 +59,26 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Asks `to` over UDP and over HTTP who it is and where the question came from.
+/// Asks `to`, at each of its addresses, over UDP and over HTTP who it is and where the question came from.
 ///
 /// # Errors
 /// When an answer is missing, comes from another pod, or shows a translated source address.
 pub fn check(from: Source<'_>, to: &Pod) -> Result<()> {
-    let seen = from.seen_by(to);
+    to.ips().try_for_each(|at| check_at(from, to, at))
+}
+
+fn check_at(from: Source<'_>, to: &Pod, at: IpAddr) -> Result<()> {
+    let seen = from.seen_by(to, at).context("two pods of one cluster have the same families")?;
     for question in ["hostname", "clientip"] {
-        let over_udp = udp::ask(from.ns(), to.ip(), question.as_bytes())?;
-        let over_http = http::get(from.ns(), to.ip(), &format!("/{question}"))?;
+        let over_udp = udp::ask(from.ns(), at, question.as_bytes())?;
+        let over_http = http::get(from.ns(), at, &format!("/{question}"))?;
         for (protocol, answer) in [("UDP", String::from_utf8_lossy(&over_udp)), ("HTTP", over_http.into())] {
             let (expected, given) = match question {
                 "hostname" => (to.name().to_owned(), answer.as_ref()),
-                _ => (seen.to_string(), answer.rsplit_once(':').map_or(answer.as_ref(), |(ip, _)| ip)),
+                _ => (
+                    seen.to_string(),
+                    answer.rsplit_once(':').map_or(&*answer, |(ip, _)| ip.trim_matches(['[', ']'])),
+                ),
             };
             ensure!(
                 given == expected,

@@ -1,6 +1,6 @@
 //! Datagrams of any size, with fragmentation allowed or forbidden.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +16,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When nothing comes back within [`PATIENCE`].
-pub fn ask(from: &Netns, to: Ipv4Addr, request: &[u8]) -> Result<Vec<u8>> {
+pub fn ask(from: &Netns, to: impl Into<IpAddr>, request: &[u8]) -> Result<Vec<u8>> {
     Ok(Asker::new(from, to)?.ask(request, PATIENCE)?.0)
 }
 
@@ -24,7 +24,7 @@ pub fn ask(from: &Netns, to: Ipv4Addr, request: &[u8]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// When the answer is missing or differs.
-pub fn echo(from: &Netns, to: Ipv4Addr, size: usize) -> Result<Duration> {
+pub fn echo(from: &Netns, to: impl Into<IpAddr>, size: usize) -> Result<Duration> {
     Asker::new(from, to)?.echo(size, PATIENCE)
 }
 
@@ -39,9 +39,12 @@ impl Asker {
     ///
     /// # Errors
     /// When there is no route to `to`.
-    pub fn new(from: &Netns, to: Ipv4Addr) -> Result<Self> {
+    pub fn new(from: &Netns, to: impl Into<IpAddr>) -> Result<Self> {
+        let to: IpAddr = to.into();
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = from.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = UdpSocket::bind((any, 0))?;
             socket.connect((to, UDP_PORT)).with_context(|| format!("no route to {to}"))?;
             report_icmp_errors(&socket)?;
             Ok(socket)

@@ -214,6 +214,14 @@ impl Found<'_> {
     }
 }
 
+impl ExternalInterface {
+    /// Where the one address is that a backend with one address for all pods uses: IPv4's if there is one, as flannel's
+    /// UDP backend knows nothing else.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.addr.map(IpAddr::V4).or(self.addr6.map(IpAddr::V6))
+    }
+}
+
 impl Interface {
     fn has_address(&self) -> bool {
         self.addrs.iter().any(Address::usable)
