@@ -76,6 +76,21 @@ fn main() -> ExitCode {
         .check("flannel: MTU 100 -> exit 1 and the range", |one, _| {
             one.backend(r#"{"Type": "vxlan", "MTU": 100}"#, &["Backend.MTU is 100", "576 to 65535"])
         })
+        .check("flannel: MTU 9000 on a 1500 link -> exit 1 and the link's", |one, _| {
+            one.backend(
+                r#"{"Type": "vxlan", "MTU": 9000}"#,
+                &["Backend.MTU is 9000", "MTU is 1500", "write 1500"],
+            )
+        })
+        .check("flannel: public-ip not local, host-gw -> exit 1 and both addresses", |one, _| {
+            let conf = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+            let launch = one.net_conf(conf)?.set("--public-ip", "203.0.113.9");
+            one.refused(launch, 1, &["host-gw", "203.0.113.9", "192.168.77.1"]).map(|_| ())
+        })
+        .check(
+            "flannel: public-ip not local, vxlan -> published, the device keeps the interface's",
+            vxlan_nat,
+        )
         .check("other values of net-conf.json that cannot work are exit 1 and say where", net_conf)
         .check("flannel: interface not found -> exit 1 and the interfaces", interface)
         .check("flannel: iface regex without a match -> exit 1 and the interfaces", iface_regex)
@@ -286,6 +301,19 @@ fn iface_regex(one: &mut One, _: &Notes) -> Result<()> {
 fn public_ip(one: &mut One, _: &Notes) -> Result<()> {
     let launch = one.launch()?.unset("--iface").set("--public-ip", "203.0.113.9");
     one.refused(launch, 1, &["--public-ip", "203.0.113.9", "192.168.77.1"]).map(|_| ())
+}
+
+/// NAT: flannel gives its device an address that no interface has.
+fn vxlan_nat(one: &mut One, _: &Notes) -> Result<()> {
+    let conf = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    let daemon = one.net_conf(conf)?.set("--public-ip", "203.0.113.9").spawn()?;
+    let node = one.0.node_mut("n1")?;
+    node.adopt(daemon).wait_ready()?;
+    let link = node.link("flannel.1")?.context("no flannel.1")?;
+    node.stop_daemon(Signal::SIGTERM)?;
+    node.flanneld(&["cleanup"])?.run()?;
+    ensure!(link.contains("local 192.168.77.1 "), "{link}");
+    Ok(())
 }
 
 fn port_in_use(one: &mut One, _: &Notes) -> Result<()> {

@@ -152,6 +152,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let facts = state.snapshot().own_facts.clone();
     let external = interface::external(&state.args, &handle, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
+    state.conf.backend.check_interface(&external, &state.conf.networks())?;
     let (slot, mut forwarding) = match state.conf.backend {
         BackendConf::Udp { port } => {
             let (slot, forwarding) = Forwarding::start(state, &external, port, handle)?;

@@ -16,6 +16,7 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use encap::Family;
 use regex::Regex;
 
 pub use error::IfaceError;
@@ -219,6 +220,14 @@ impl ExternalInterface {
     /// UDP backend knows nothing else.
     pub fn address(&self) -> Option<IpAddr> {
         self.addr.map(IpAddr::V4).or(self.addr6.map(IpAddr::V6))
+    }
+
+    /// Its own address of a family, and the one peers are told.
+    pub fn addresses(&self, family: Family) -> Option<(IpAddr, IpAddr)> {
+        match family {
+            Family::V4 => Some((self.addr?.into(), self.public_ip?.into())),
+            Family::V6 => Some((self.addr6?.into(), self.public_ip6?.into())),
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! The `Backend` object: how packets get from node to node.
 
-use encap::{Encapsulation, Family, MtuError, Vni};
+use std::net::IpAddr;
+
+use encap::{Encapsulation, Family, MtuError, Prefix, Vni};
 
 use super::object::Object;
 use super::{NetConfError, Warning};
+use crate::config::iface::ExternalInterface;
 
 /// How packets get from node to node, with the settings of that way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,27 @@ pub enum TunnelMtuError {
     /// What is left inside the tunnel is too little.
     #[error(transparent)]
     TooSmall(#[from] MtuError),
+}
+
+/// Why a backend cannot work on the external interface, whatever the kernel says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InterfaceMismatch {
+    /// The tunnel does not fit.
+    #[error(transparent)]
+    Mtu(#[from] TunnelMtuError),
+    /// host-gw makes our address other nodes' gateway, so it has to be on their link.
+    #[error(
+        "Backend.Type is \"host-gw\", which makes our public address {public} the gateway of other nodes, but {interface} \
+         has {local}: remove --public-ip (and the node-public-ip annotation), or choose \"vxlan\", which goes through NAT"
+    )]
+    PublicIpElsewhere {
+        /// What peers would be told.
+        public: IpAddr,
+        /// What the external interface has.
+        local: IpAddr,
+        /// Its name.
+        interface: String,
+    },
 }
 
 /// UDP port of flannel's UDP backend.
@@ -148,6 +172,36 @@ impl BackendConf {
     /// In the UDP backend a node has one address, of either family, for all its pods.
     pub fn pairs_families(&self) -> bool {
         !matches!(self, Self::Udp { .. })
+    }
+
+    /// Whether the external interface can carry pods of these networks.
+    ///
+    /// # Errors
+    ///
+    /// What is configured contradicts what the interface has. A family that the interface lacks is no contradiction:
+    /// it may get an address any time.
+    pub fn check_interface(
+        &self,
+        external: &ExternalInterface,
+        networks: &[Prefix],
+    ) -> Result<(), InterfaceMismatch> {
+        let of_networks = || networks.iter().map(|network| Family::of(network.addr()));
+        let carried = of_networks().max().unwrap_or(Family::V4);
+        if !self.pairs_families() {
+            let underlay = external.address().map_or(Family::V4, Family::of);
+            self.tunnel_mtu(underlay, external.mtu, carried)?;
+            return Ok(());
+        }
+        for family in of_networks() {
+            self.tunnel_mtu(family, external.mtu, family)?;
+            if let (Self::HostGw, Some((local, public))) = (self, external.addresses(family))
+                && local != public
+            {
+                let interface = external.name.clone();
+                return Err(InterfaceMismatch::PublicIpElsewhere { public, local, interface });
+            }
+        }
+        Ok(())
     }
 
     /// The largest inner packet, in bytes, over an external interface of MTU `link`.
@@ -250,6 +304,34 @@ mod tests {
         let error = vxlan(Some(9000)).tunnel_mtu(Family::V4, 1500, Family::V4).unwrap_err().to_string();
         assert!(error.contains("Backend.MTU is 9000") && error.contains("write 1500 or less"), "{error}");
         assert!(vxlan(None).tunnel_mtu(Family::V6, 1300, Family::V6).is_err());
+    }
+
+    #[test]
+    fn what_contradicts_the_interface_is_named_before_the_kernel_is_touched() {
+        let external = |public: &str| ExternalInterface {
+            index: 2,
+            name: "eth0".to_owned(),
+            mtu: 1500,
+            addr: Some([192, 168, 77, 1].into()),
+            addr6: None,
+            public_ip: Some(public.parse().unwrap()),
+            public_ip6: None,
+            reason: String::new(),
+        };
+        let (local, nat) = (external("192.168.77.1"), external("203.0.113.9"));
+        let v4 = ["10.244.0.0/16".parse().unwrap()];
+        let dual = [v4[0], "fd00:10:244::/48".parse().unwrap()];
+        for backend in [vxlan(None), vxlan(Some(1500)), BackendConf::HostGw, BackendConf::DEFAULT] {
+            assert_eq!(backend.check_interface(&local, &v4), Ok(()), "{backend:?}");
+            assert_eq!(backend.check_interface(&local, &dual), Ok(()), "{backend:?}");
+        }
+        assert_eq!(vxlan(None).check_interface(&nat, &v4), Ok(()));
+        let error = BackendConf::HostGw.check_interface(&nat, &v4).unwrap_err().to_string();
+        assert!(error.contains("203.0.113.9") && error.contains("eth0 has 192.168.77.1"), "{error}");
+        let error = vxlan(Some(1501)).check_interface(&local, &v4).unwrap_err().to_string();
+        assert!(error.contains("Backend.MTU is 1501"), "{error}");
+        let narrow = ExternalInterface { mtu: 1300, ..local };
+        assert!(BackendConf::DEFAULT.check_interface(&narrow, &dual).is_err());
     }
 
     #[test]
