@@ -19,6 +19,17 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Run(run) => return serve(*run, &warnings),
         Command::Routes(args) => commands::routes::routes(&args).map(|text| say(false, &text)),
+        Command::Verify(args) => match commands::verify::verify(&args) {
+            Ok((text, true)) => {
+                say(false, &text);
+                Ok(())
+            }
+            Ok((text, false)) => {
+                say(false, &text);
+                return ExitCode::FAILURE;
+            }
+            Err(error) => Err(error),
+        },
         Command::LogLevel(args) => commands::log_level(&args).map(|text| say(false, &text)),
         Command::InstallConf(args) => commands::install_conf(&args).map(|text| say(false, &text)),
         Command::Cleanup(args) => block_on(commands::cleanup(&args)).map(|text| say(false, &text)),

@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod fault;
 pub mod fixture;
 pub mod handmade;
+pub mod kernel_state;
 pub mod kube_feed;
 pub mod lab;
 pub mod metrics;

@@ -111,13 +111,16 @@ impl Node {
             return Vec::new();
         }
         let data = json!({"VNI": self.backend["VNI"].as_u64().unwrap_or(1), "VtepMAC": self.vtep_mac()});
-        [
-            ("backend-type", "vxlan".to_owned()),
-            ("backend-data", data.to_string()),
-            ("public-ip", self.address().to_string()),
-        ]
-        .map(|(name, value)| (format!("flannel.alpha.coreos.com/{name}"), value))
-        .into()
+        let mut all = vec![("backend-type", "vxlan".to_owned())];
+        if self.families.v4() {
+            all.push(("backend-data", data.to_string()));
+            all.push(("public-ip", self.address().to_string()));
+        }
+        if self.families.v6() {
+            all.push(("backend-v6-data", data.to_string()));
+            all.push(("public-ipv6", self.address6().to_string()));
+        }
+        all.into_iter().map(|(name, value)| (format!("flannel.alpha.coreos.com/{name}"), value)).collect()
     }
 
     /// Address of its VXLAN device.

@@ -26,6 +26,8 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Request {
     /// The live map.
     Routes,
+    /// What the kernel should hold beside what it holds.
+    Verify,
     /// Another log filter.
     LogLevel {
         /// A `tracing` filter.
@@ -59,9 +61,10 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
 }
 
 /// Serves until the task is dropped.
-pub async fn serve<F>(listener: UnixListener, answer: F)
+pub async fn serve<F, Answer>(listener: UnixListener, answer: F)
 where
-    F: Fn(Request) -> Result<serde_json::Value> + 'static,
+    F: Fn(Request) -> Answer + 'static,
+    Answer: Future<Output = Result<serde_json::Value>> + 'static,
 {
     let answer = Rc::new(answer);
     loop {
@@ -77,15 +80,20 @@ where
     }
 }
 
-async fn converse(
+async fn converse<Answer>(
     mut stream: tokio::net::UnixStream,
-    answer: &dyn Fn(Request) -> Result<serde_json::Value>,
-) -> Result<()> {
+    answer: &dyn Fn(Request) -> Answer,
+) -> Result<()>
+where
+    Answer: Future<Output = Result<serde_json::Value>>,
+{
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     tokio::io::BufReader::new(reader.take(REQUEST_LIMIT)).read_line(&mut line).await?;
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => answer(request).map_or_else(|error| Reply::Error(format!("{error:#}")), Reply::Ok),
+        Ok(request) => {
+            answer(request).await.map_or_else(|error| Reply::Error(format!("{error:#}")), Reply::Ok)
+        }
         Err(error) => Reply::Error(format!("not a request that this version knows: {error}")),
     };
     let mut text = serde_json::to_vec(&reply)?;

@@ -6,17 +6,18 @@ use anyhow::{Context, Result};
 
 use crate::adapter::firewall::Firewall;
 use crate::adapter::lock::RunLock;
-use crate::adapter::{cache, control, file, lock};
+use crate::adapter::{cache, control, file, lock, netlink};
 use crate::config::CleanupArgs;
 use crate::plan::firewall::{self, Manager};
 
-/// Removes our traffic rules and run files. Refuses while a daemon runs: it would put them back.
+/// Removes our traffic rules, devices, routes and run files. Refuses while a daemon runs: it would put them back.
 ///
-/// The tunnel device needs no cleaning, it dies with its process.
+/// A TUN device needs no cleaning, it dies with its process; entries on a VXLAN device go with it.
 pub async fn cleanup(args: &CleanupArgs) -> Result<String> {
     let subnet_file = &args.socket.subnet_file;
     let _lock = RunLock::take(subnet_file).context("nothing was removed")?;
     let mut removed = rules().await?;
+    removed.extend(netlink::remove_ours().await?);
     let files = [cache::path, control::path, lock::path].map(|path| path(subnet_file));
     for path in [subnet_file.clone()].into_iter().chain(files) {
         if file::remove(&path)? {

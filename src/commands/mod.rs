@@ -3,6 +3,7 @@
 mod cleanup;
 mod install_conf;
 pub mod routes;
+pub mod verify;
 
 pub use cleanup::cleanup;
 pub use install_conf::install_conf;

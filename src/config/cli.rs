@@ -27,6 +27,8 @@ pub(super) struct Cli {
 pub(super) enum Subcommand {
     /// Print the live map: every node, its prefixes, its traffic
     Routes(RoutesArgs),
+    /// Compare what the kernel holds with what it should hold; exits with 1 when something differs
+    Verify(VerifyArgs),
     /// Remove what a stopped daemon leaves in the kernel
     Cleanup(CleanupArgs),
     /// Change the log level of the running daemon
@@ -197,6 +199,17 @@ pub struct SocketArgs {
 /// `flanneld routes`.
 #[derive(Debug, Clone, Args)]
 pub struct RoutesArgs {
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Form of the output
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
+    pub output: OutputFormat,
+}
+
+/// `flanneld verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
     /// Which daemon.
     #[command(flatten)]
     pub socket: SocketArgs,

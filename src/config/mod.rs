@@ -18,7 +18,7 @@ mod values;
 pub use annotation_prefix::{AnnotationPrefix, AnnotationPrefixError};
 pub use cli::{
     CleanupArgs, DaemonArgs, EtcdArgs, InstallConfArgs, KlogArgs, LogFormat, LogLevelArgs, OutputFormat,
-    RoutesArgs, SocketArgs,
+    RoutesArgs, SocketArgs, VerifyArgs,
 };
 pub use environment::PodIdentity;
 pub use error::{ConfigError, LeaseSource};
@@ -36,6 +36,8 @@ pub enum Command {
     Run(Box<Run>),
     /// Print the live map.
     Routes(RoutesArgs),
+    /// Compare what the kernel holds with what it should hold.
+    Verify(VerifyArgs),
     /// Remove the kernel state the daemon leaves behind.
     Cleanup(CleanupArgs),
     /// Change the log level of the running daemon.
@@ -103,6 +105,7 @@ pub fn parse(
 
     let command = match cli.command {
         Some(cli::Subcommand::Routes(args)) => Command::Routes(args),
+        Some(cli::Subcommand::Verify(args)) => Command::Verify(args),
         Some(cli::Subcommand::Cleanup(args)) => Command::Cleanup(args),
         Some(cli::Subcommand::LogLevel(args)) => Command::LogLevel(args),
         Some(cli::Subcommand::InstallConf(args)) => Command::InstallConf(args),

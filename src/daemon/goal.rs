@@ -60,6 +60,7 @@ impl State {
         Some(Intent {
             backend: self.conf.backend,
             external: external.index,
+            external_name: external.name.clone(),
             local: ByFamily { v4: external.addr.map(IpAddr::V4), v6: external.addr6.map(IpAddr::V6) },
             networks: self.conf.networks(),
             own_prefixes: own.clone(),

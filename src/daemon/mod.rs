@@ -123,7 +123,7 @@ async fn serve_endpoints(state: &Rc<State>, log: LogControl) -> Result<()> {
     }
     let listener = control::bind(&control::path(&args.subnet_file))?;
     let state = state.clone();
-    spawn_local(control::serve(listener, move |request| serve::control(&state, &log, request)));
+    spawn_local(control::serve(listener, move |request| serve::control(state.clone(), log.clone(), request)));
     Ok(())
 }
 

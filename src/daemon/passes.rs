@@ -34,6 +34,7 @@ impl State {
         if let Some(desired) = &pass.desired {
             self.vtep_macs.set(ByFamily::of(|family| desired.vtep_mac(family)));
             self.follow_mtu(desired.mtu);
+            self.in_force.replace(Some((desired.clone(), pass.watched.clone())));
         }
         if !pass.converged() {
             return false;

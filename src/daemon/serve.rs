@@ -1,5 +1,6 @@
 //! Answers of the admin endpoint and of the local socket.
 
+use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -8,12 +9,20 @@ use encap::DropReason;
 use super::state::State;
 use crate::adapter::control::Request;
 use crate::adapter::http::Answer;
+use crate::adapter::netlink;
 use crate::commands::routes::{DropView, RouteState, RouteView, RoutesView, Traffic};
+use crate::commands::verify::{DifferenceView, VerifyView};
 use crate::config;
 use crate::dataplane::{PeerTotals, Shared};
 use crate::lease::{Lease, Snapshot};
+use crate::plan::Desired;
+use crate::plan::firewall::{Firewall, FirewallState, Manager};
+use crate::plan::verify::compare;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::log::LogControl;
+
+/// Wishes for no traffic rules.
+const NO_RULES: Firewall = Firewall { manager: Manager::Iptables, rules: Vec::new() };
 
 /// Folds the data path's counters into the state of each peer.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
@@ -47,12 +56,17 @@ pub(super) fn admin(state: &State, path: &str) -> Option<Answer> {
 }
 
 /// Answers a request of the local socket.
-pub(super) fn control(state: &State, log: &LogControl, request: Request) -> Result<serde_json::Value> {
+pub(super) async fn control(
+    state: Rc<State>,
+    log: LogControl,
+    request: Request,
+) -> Result<serde_json::Value> {
     match request {
         Request::Routes => {
-            fold(state);
-            serde_json::to_value(view(state)).context("cannot write the answer")
+            fold(&state);
+            serde_json::to_value(view(&state)).context("cannot write the answer")
         }
+        Request::Verify => serde_json::to_value(verify(&state).await?).context("cannot write the answer"),
         Request::LogLevel { filter } => {
             config::check_log_filter(&filter).map_err(anyhow::Error::msg)?;
             log.set(&filter)?;
@@ -60,6 +74,29 @@ pub(super) fn control(state: &State, log: &LogControl, request: Request) -> Resu
             Ok(serde_json::Value::Null)
         }
     }
+}
+
+/// Compares anew, whatever the loop knows: traffic rules excepted, of which only the loop knows what they were.
+async fn verify(state: &State) -> Result<VerifyView> {
+    let in_force = state.in_force.borrow().clone();
+    let (desired, watched) = in_force.with_context(|| state.health.borrow().readiness().answer().1)?;
+    let mut observed = netlink::survey(&watched).await?;
+    observed.firewall = FirewallState::default();
+    let wanted = Desired { firewall: NO_RULES, ..Desired::clone(&desired) };
+    let compared = compare(&wanted, &observed, &watched);
+    let failing = state.failing.borrow();
+    let differences = compared.differences.into_iter().map(|difference| DifferenceView {
+        object: difference.object.as_str().into(),
+        step: difference.step,
+        command: difference.command,
+        error: difference.peer.and_then(|peer| failing.get(&peer).cloned()),
+    });
+    Ok(VerifyView {
+        node: state.node.clone(),
+        backend: state.conf.backend.name().into(),
+        wanted: compared.wanted.into_iter().map(|(object, count)| (object.as_str().into(), count)).collect(),
+        differences: differences.collect(),
+    })
 }
 
 fn view(state: &State) -> RoutesView {
@@ -118,7 +155,8 @@ fn active(state: &State, snapshot: &Snapshot, lease: &Lease) -> RouteView {
     let peer = state.peers.get(lease.id);
     let age = peer.last_seen.map(|seen| SystemTime::now().duration_since(seen).unwrap_or_default());
     let refused = snapshot.refused.iter().filter(|refusal| refusal.node == lease.node);
-    let notes: Vec<String> = refused.map(ToString::to_string).collect();
+    let failing = state.failing.borrow().get(&lease.id).cloned();
+    let notes: Vec<String> = refused.map(ToString::to_string).chain(failing).collect();
     RouteView {
         node: lease.node.clone(),
         node_ip: lease.public_ips().next().map(|ip| ip.to_string()),

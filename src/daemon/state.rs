@@ -18,7 +18,7 @@ use crate::config::offload::Features;
 use crate::dataplane::Shared;
 use crate::lease::cache::{self, Scope};
 use crate::lease::{ByFamily, Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
-use crate::plan::{Intent, Vtep};
+use crate::plan::{Desired, Intent, Vtep, Watched};
 use crate::ports::{Arrival, LeaseEvent};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
@@ -53,6 +53,8 @@ pub(super) struct State {
     pub(super) vtep: Cell<ByFamily<Vtep>>,
     /// The addresses that they have.
     pub(super) vtep_macs: Cell<ByFamily<Option<MacAddr>>>,
+    /// What the kernel was last made to hold, and what was looked at for it.
+    pub(super) in_force: RefCell<Option<(Arc<Desired>, Watched)>>,
     /// Peers that the kernel could not be told of, and why.
     pub(super) failing: RefCell<BTreeMap<PeerId, String>>,
     /// Refusals and mismatches that were logged, so that each is logged once.
@@ -92,6 +94,7 @@ impl State {
             external: RefCell::default(),
             vtep: Cell::default(),
             vtep_macs: Cell::default(),
+            in_force: RefCell::default(),
             failing: RefCell::default(),
             complaints: RefCell::default(),
             subnet_env: RefCell::default(),

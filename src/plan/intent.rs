@@ -11,6 +11,9 @@ use super::{Device, Watched};
 use crate::config::netconf::BackendConf;
 use crate::lease::{ByFamily, Lease};
 
+/// How the alias of every device of ours begins.
+pub const ALIAS: &str = "loden: ";
+
 /// Name of the UDP backend's device, as flannel names it.
 pub const TUN: &str = "flannel0";
 
@@ -21,6 +24,8 @@ pub struct Intent {
     pub backend: BackendConf,
     /// Index of the external interface.
     pub external: u32,
+    /// Its name, for people.
+    pub external_name: String,
     /// Its addresses: where outer packets come from.
     pub local: ByFamily<Option<IpAddr>>,
     /// Cluster networks.
@@ -52,6 +57,7 @@ impl Intent {
     pub fn watched(&self) -> Watched {
         Watched {
             external: self.external,
+            external_name: self.external_name.clone(),
             tunnels: self.tunnels(),
             networks: self.networks.clone(),
             alias: self.alias(),
@@ -78,7 +84,7 @@ impl Intent {
     /// Marks devices of ours. Two daemons of one host, for two networks, leave each other's alone.
     pub(super) fn alias(&self) -> String {
         let networks: Vec<String> = self.networks.iter().map(Prefix::to_string).collect();
-        format!("loden: pods of {}", networks.join(", "))
+        format!("{ALIAS}pods of {}", networks.join(", "))
     }
 }
 

@@ -14,12 +14,13 @@ pub(crate) mod model;
 mod object;
 mod observed;
 mod op;
+pub mod verify;
 
 #[cfg(test)]
 pub(crate) use desired::tests::intent as sample_intent;
 pub use desired::{Desired, PlanError, desired};
 pub use diff::diff;
-pub use intent::{Intent, TUN, Vtep};
+pub use intent::{ALIAS, Intent, TUN, Vtep};
 pub use object::{
     BLACKHOLE_METRIC, Device, Hop, LinkKind, LinkSpec, LinkState, Object, ROUTE_PROTOCOL, Route, RouteKey,
     Vxlan, Wanted,

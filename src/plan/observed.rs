@@ -13,6 +13,8 @@ use super::{Device, LinkState, Route, RouteKey};
 pub struct Watched {
     /// Index of the external interface.
     pub external: u32,
+    /// Its name, for people.
+    pub external_name: String,
     /// Our devices by name.
     pub tunnels: BTreeMap<Device, String>,
     /// The cluster networks: routes to parts of them are of interest whoever made them.
@@ -25,7 +27,7 @@ impl Watched {
     /// A device's name, for people.
     pub fn name(&self, device: Device) -> &str {
         match device {
-            Device::External => "the external interface",
+            Device::External => &self.external_name,
             Device::Tunnel(_) => self.tunnels.get(&device).map_or("the tunnel", String::as_str),
         }
     }

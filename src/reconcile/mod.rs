@@ -37,7 +37,7 @@ pub async fn run<K: Kernel>(
     mut begin: impl FnMut(),
     mut report: impl FnMut(&Pass),
 ) {
-    let mut settled: Option<Desired> = None;
+    let mut settled: Option<Arc<Desired>> = None;
     let mut failing = Failing::default();
     let mut retry = RETRY.0;
     loop {
@@ -46,7 +46,7 @@ pub async fn run<K: Kernel>(
             None => None,
             Some(intent) => {
                 begin();
-                let pass = pass::run(&mut kernel, &intent, settled.as_ref(), &mut failing).await;
+                let pass = pass::run(&mut kernel, &intent, settled.as_deref(), &mut failing).await;
                 report(&pass);
                 if pass.converged() {
                     settled = pass.desired;

@@ -1,6 +1,7 @@
 //! One pass: look, compare, apply.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use encap::PeerId;
 use tokio::time::Instant;
@@ -13,7 +14,7 @@ use crate::ports::{Kernel, KernelError};
 #[derive(Debug)]
 pub struct Pass {
     /// The state worked toward; `None` when it could not be computed.
-    pub desired: Option<Desired>,
+    pub desired: Option<Arc<Desired>>,
     /// What was looked at; it has the names of the devices.
     pub watched: Watched,
     /// Steps that were carried out.
@@ -86,7 +87,7 @@ pub(super) async fn run<K: Kernel>(
     let concerned: BTreeSet<PeerId> = ops.iter().filter_map(Op::peer).collect();
     failing.retain(|peer| concerned.contains(&peer));
     apply(kernel, ops, &mut pass, failing).await;
-    pass.desired = Some(desired);
+    pass.desired = Some(Arc::new(desired));
     pass
 }
 

@@ -1,6 +1,8 @@
 //! The kernel's links, addresses, routes, neighbours and forwarding entries, by rtnetlink.
 
+mod cleanup;
 mod events;
+mod look;
 mod read;
 mod socket;
 mod write;
@@ -11,7 +13,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures_util::stream::TryStreamExt as _;
 use rtnetlink::Handle;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
@@ -68,62 +69,11 @@ impl LinuxKernel {
     }
 
     async fn look(&mut self, watched: &Watched) -> Result<Observed> {
-        let mut observed = Observed::default();
-        self.look_at_links(watched, &mut observed).await.context("cannot read devices")?;
-        self.look_at_entries(&mut observed).await.context("cannot read addresses, routes and neighbours")?;
+        let held = self.tun.as_ref().map(|tun| tun.device.as_ref().map(TunDevice::index));
+        let (mut observed, indices) = look::look(&mut self.rtnl, watched, held).await?;
+        self.indices = indices;
         observed.firewall = self.firewall.observe().await?;
         Ok(observed)
-    }
-
-    async fn look_at_links(&mut self, watched: &Watched, observed: &mut Observed) -> Result<()> {
-        let rtnl = &mut self.rtnl;
-        if let Some(external) = read::link_by_index(rtnl, watched.external).await? {
-            observed.links.insert(Device::External, external);
-        }
-        let held = self.tun.as_ref().map(|tun| tun.device.as_ref().map(TunDevice::index));
-        for (device, name) in &watched.tunnels {
-            let mut state = match held {
-                // A TUN of this name that somebody else holds is none of ours.
-                Some(Some(index)) => read::link_by_index(rtnl, index).await?,
-                Some(None) => None,
-                None => read::link_by_name(rtnl, name).await?,
-            };
-            if let Some(state) = &mut state {
-                state.accepts_ra = sysctl::accepts_ra(name);
-            }
-            observed.links.extend(state.map(|state| (*device, state)));
-        }
-        observed.leftovers = read::aliased(rtnl, &watched.alias).await?;
-        observed.leftovers.retain(|name| !watched.tunnels.values().any(|ours| ours == name));
-        self.indices = observed.links.iter().map(|(device, state)| (*device, state.index)).collect();
-        Ok(())
-    }
-
-    async fn look_at_entries(&mut self, observed: &mut Observed) -> Result<()> {
-        let rtnl = &mut self.rtnl;
-        for (&device, &index) in &self.indices {
-            read::addresses(rtnl, device, index, observed).await?;
-        }
-        let vxlans: Vec<(Device, u32)> = observed
-            .links
-            .iter()
-            .filter(|(_, state)| state.vxlan.is_some())
-            .map(|(device, state)| (*device, state.index))
-            .filter(|(device, _)| *device != Device::External)
-            .collect();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            read::routes(rtnl, family, None, &self.indices, observed).await?;
-            for (_, &index) in self.indices.iter().filter(|(device, _)| **device != Device::External) {
-                read::routes(rtnl, family, Some(index), &self.indices, observed).await?;
-            }
-            for &vxlan in &vxlans {
-                read::neighbours(rtnl, family, vxlan, observed).await?;
-            }
-        }
-        for &vxlan in &vxlans {
-            read::fdb(rtnl, vxlan, observed).await?;
-        }
-        Ok(())
     }
 
     fn open_tunnel(&mut self, device: Device, spec: &LinkSpec) -> Result<(), KernelError> {
@@ -243,6 +193,14 @@ impl Kernel for LinuxKernel {
         }
         tokio::time::sleep(SETTLE).await;
     }
+}
+
+pub use self::cleanup::remove_ours;
+
+/// What the kernel holds of what is watched, but for traffic rules: for a comparison beside the loop.
+pub async fn survey(watched: &Watched) -> Result<Observed> {
+    let mut rtnl = Rtnl::open().context("cannot open a netlink socket")?;
+    Ok(look::look(&mut rtnl, watched, None).await?.0)
 }
 
 /// Opens a connection to rtnetlink.

@@ -55,8 +55,8 @@ async fn link(rtnl: &mut Rtnl, request: LinkMessage) -> io::Result<Option<(Strin
     }
 }
 
-/// VXLAN devices that carry `alias`, by name.
-pub(super) async fn aliased(rtnl: &mut Rtnl, alias: &str) -> io::Result<BTreeSet<String>> {
+/// VXLAN devices whose alias is one of ours, by name.
+pub(super) async fn aliased(rtnl: &mut Rtnl, ours: impl Fn(&str) -> bool) -> io::Result<BTreeSet<String>> {
     let mut request = link_request();
     request.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]));
     let all = rtnl.dump(&Message::GetLink(request)).await?;
@@ -64,8 +64,8 @@ pub(super) async fn aliased(rtnl: &mut Rtnl, alias: &str) -> io::Result<BTreeSet
         Message::NewLink(link) => Some(link_state(link)),
         _ => None,
     });
-    let ours = links.filter(|(_, state)| state.vxlan.is_some() && state.alias.as_deref() == Some(alias));
-    Ok(ours.map(|(name, _)| name).collect())
+    let found = links.filter(|(_, state)| state.vxlan.is_some() && state.alias.as_deref().is_some_and(&ours));
+    Ok(found.map(|(name, _)| name).collect())
 }
 
 fn link_state(message: &LinkMessage) -> (String, LinkState) {

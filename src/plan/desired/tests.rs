@@ -15,6 +15,7 @@ pub(crate) fn intent() -> Intent {
     Intent {
         backend: BackendConf::Udp { port: 8285 },
         external: 2,
+        external_name: "eth0".into(),
         local: ByFamily {
             v4: Some("192.168.77.1".parse().unwrap()),
             v6: Some("fd00:77::1".parse().unwrap()),
@@ -157,7 +158,7 @@ fn a_peer_on_our_link_is_reached_directly_where_that_is_wanted() {
     assert_eq!(
         routes(&intent, &desired),
         [
-            "10.244.2.0/24 via 192.168.77.2 dev the external interface",
+            "10.244.2.0/24 via 192.168.77.2 dev eth0",
             "10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink mtu 1400",
         ]
     );
@@ -173,8 +174,8 @@ fn host_gw_makes_no_device_and_blackholes_are_behind_all_others() {
         routes(&intent, &desired),
         [
             "blackhole 10.244.1.0/24 metric 1000000",
-            "10.244.2.0/24 via 192.168.77.2 dev the external interface",
-            "10.244.3.0/24 via 192.168.99.3 dev the external interface mtu 1400",
+            "10.244.2.0/24 via 192.168.77.2 dev eth0",
+            "10.244.3.0/24 via 192.168.99.3 dev eth0 mtu 1400",
         ]
     );
 }

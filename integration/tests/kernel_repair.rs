@@ -1,0 +1,257 @@
+//! Whatever somebody changes of a kernel backend's objects is put back exactly as it was, and counted; flannel puts
+//! back next to none of this.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use integration::kernel_state;
+use integration::probe::reach::{self, Source};
+use integration::suite::{Notes, Setup, Suite};
+use integration::topology::{Cluster, Node};
+use integration::wait;
+use nix::sys::signal::Signal;
+
+const DEVICE: &str = "flannel.1";
+
+fn main() -> ExitCode {
+    Suite::<Lab>::new()
+        .check("vxlan: the device is deleted", |lab, notes| {
+            lab.vxlan.heals(notes, "link", "link del flannel.1")
+        })
+        .check("vxlan: the device is set down", |lab, notes| {
+            lab.vxlan.heals(notes, "link", "link set flannel.1 down")
+        })
+        .check("vxlan: the device's address is changed", |lab, notes| {
+            lab.vxlan.heals(notes, "link", "link set flannel.1 address 02:11:22:33:44:55")
+        })
+        .check("vxlan: the device's MTU is changed", |lab, notes| {
+            lab.vxlan.heals(notes, "mtu", "link set flannel.1 mtu 1300")
+        })
+        .check("vxlan: learning is switched on", |lab, notes| {
+            lab.vxlan.heals(notes, "link", "link set flannel.1 type vxlan learning")
+        })
+        .check("vxlan: another local address", |lab, notes| {
+            lab.vxlan.heals(notes, "link", "link set flannel.1 type vxlan local 192.168.77.99")
+        })
+        .check("vxlan: a device of another kind has the name", |lab, notes| {
+            lab.vxlan.heals_at_start(notes, "link del flannel.1\nlink add flannel.1 type bridge")
+        })
+        .check("vxlan: a device of another identifier has the name", |lab, notes| {
+            let other = "link del flannel.1\nlink add flannel.1 type vxlan id 7 dstport 4790 dev eth0";
+            lab.vxlan.heals_at_start(notes, other)
+        })
+        .check("vxlan: the addresses are flushed", |lab, notes| {
+            lab.vxlan.heals(notes, "address", "address flush dev flannel.1")
+        })
+        .check("vxlan: an address of an earlier lease is there", |lab, notes| {
+            lab.vxlan.heals(notes, "address", "address add 10.244.9.0/32 dev flannel.1")
+        })
+        .check("vxlan: a peer's route is deleted", |lab, notes| {
+            lab.vxlan.heals(notes, "route", "route del 10.244.2.0/24")
+        })
+        .check("vxlan: a peer's route leads elsewhere", |lab, notes| {
+            lab.vxlan.heals(notes, "route", "route replace 10.244.2.0/24 via 192.168.77.254")
+        })
+        .check("vxlan: a second route to a peer", |lab, notes| {
+            lab.vxlan.heals(notes, "route", "route append 10.244.2.0/24 via 10.244.3.0 dev flannel.1 onlink")
+        })
+        .check("vxlan: a route to a node that is gone", |lab, notes| {
+            lab.vxlan.heals(notes, "route", "route add 10.244.9.0/24 via 10.244.9.0 dev flannel.1 onlink")
+        })
+        .check("vxlan: all routes are flushed", |lab, notes| {
+            lab.vxlan.heals(notes, "route", "route flush dev flannel.1")
+        })
+        .check("vxlan: a peer's neighbour entry is deleted", |lab, notes| {
+            lab.vxlan.heals(notes, "neighbour", "neigh del 10.244.2.0 dev flannel.1")
+        })
+        .check("vxlan: a peer's neighbour entry is wrong", |lab, notes| {
+            let wrong = "neigh replace 10.244.2.0 lladdr 02:11:22:33:44:55 dev flannel.1 nud permanent";
+            lab.vxlan.heals(notes, "neighbour", wrong)
+        })
+        .check("vxlan: a neighbour entry of a node that is gone", |lab, notes| {
+            let stale = "neigh add 10.244.9.0 lladdr 02:11:22:33:44:55 dev flannel.1 nud permanent";
+            lab.vxlan.heals(notes, "neighbour", stale)
+        })
+        .check("vxlan: a peer's forwarding entry is deleted", |lab, notes| {
+            let mac = lab.vxlan.0.node("n2")?.vtep_mac();
+            lab.vxlan.heals_bridge(notes, &["del", &mac, "dev", DEVICE, "dst", "192.168.77.2"])
+        })
+        .check("vxlan: a peer's forwarding entry is wrong", |lab, notes| {
+            let mac = lab.vxlan.0.node("n2")?.vtep_mac();
+            lab.vxlan.heals_bridge(
+                notes,
+                &["replace", &mac, "dev", DEVICE, "dst", "192.168.77.9", "self", "permanent"],
+            )
+        })
+        .check("vxlan: a forwarding entry of a node that is gone", |lab, notes| {
+            let stale =
+                ["add", "02:11:22:33:44:55", "dev", DEVICE, "dst", "192.168.77.9", "self", "permanent"];
+            lab.vxlan.heals_bridge(notes, &stale)
+        })
+        .check("vxlan: the underlay goes down and up", |lab, notes| {
+            lab.vxlan.heals_quietly(
+                notes,
+                "link set eth0 down\nlink set eth0 up\nroute replace default via 192.168.77.254",
+            )
+        })
+        .check("vxlan: what is not ours stays", others)
+        .check("vxlan: nobody changes anything and nothing is written", silence)
+        .check("vxlan: the underlay's MTU is followed, down and up", underlay_mtu)
+        .check("host-gw: a peer's route is deleted", |lab, notes| {
+            lab.host_gw.heals(notes, "route", "route del 10.244.2.0/24")
+        })
+        .check("host-gw: a peer's route leads elsewhere", |lab, notes| {
+            lab.host_gw.heals(notes, "route", "route replace 10.244.2.0/24 via 192.168.77.254")
+        })
+        .check("host-gw: a route of ours to a node that is gone", |lab, notes| {
+            lab.host_gw.heals(notes, "route", "route add 10.244.9.0/24 via 192.168.77.3 proto 76")
+        })
+        .check("host-gw: the underlay goes down and up", |lab, notes| {
+            let flap = "link set eth0 down\nlink set eth0 up\nroute replace default via 192.168.77.254";
+            lab.host_gw.heals_quietly(notes, flap)
+        })
+        .main()
+}
+
+/// A cluster of each backend.
+struct Lab {
+    vxlan: Backend,
+    host_gw: Backend,
+}
+
+struct Backend(Cluster);
+
+impl Setup for Lab {
+    fn build() -> Result<Self> {
+        let start = |backend: &str| Cluster::builder().pods_per_node(1).backend(backend).start().map(Backend);
+        Ok(Self { vxlan: start(r#"{"Type": "vxlan"}"#)?, host_gw: start(r#"{"Type": "host-gw"}"#)? })
+    }
+
+    fn explain(&self) -> String {
+        format!("vxlan\n{}\nhost-gw\n{}", self.vxlan.0.logs(), self.host_gw.0.logs())
+    }
+}
+
+impl Backend {
+    /// Breaks something with `ip` on n1, and waits until everything is as it was and a repair of `object` is counted.
+    fn heals(&self, notes: &Notes, object: &str, batch: &str) -> Result<()> {
+        self.broken(notes, Some(object), |node| node.ns().ip(batch))
+    }
+
+    fn heals_bridge(&self, notes: &Notes, fdb: &[&str]) -> Result<()> {
+        self.broken(notes, Some("fdb"), |node| {
+            node.ns().command("bridge").arg("fdb").args(fdb).run()?;
+            Ok(())
+        })
+    }
+
+    /// The same where the kernel may have nothing for us to repair.
+    fn heals_quietly(&self, notes: &Notes, batch: &str) -> Result<()> {
+        self.broken(notes, None, |node| node.ns().ip(batch))
+    }
+
+    fn broken(
+        &self,
+        notes: &Notes,
+        object: Option<&str>,
+        change: impl FnOnce(&Node) -> Result<()>,
+    ) -> Result<()> {
+        let node = self.0.node("n1")?;
+        let state = || kernel_state::of(node, DEVICE);
+        let repairs = |object: &str| {
+            Ok::<_, anyhow::Error>(
+                node.daemon()?.metrics()?.sum("loden_repairs_total", &[("object", object)]),
+            )
+        };
+        let before = state()?;
+        let counted = object.map(repairs).transpose()?;
+        change(node)?;
+        let healed = wait::until_true("everything is as it was", || Ok(state()? == before));
+        if healed.is_err() {
+            ensure!(false, "before:\n{before}\nafter:\n{}", state()?);
+        }
+        let took = healed?;
+        notes.took(&format!("{} restored after", object.unwrap_or("underlay")), took);
+        if let (Some(object), Some(counted)) = (object, counted) {
+            wait::until_true(&format!("a repair of {object} is counted"), || Ok(repairs(object)? > counted))?;
+        }
+        wait::until_true("ready again", || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready"))?;
+        // The first question may wait for ARP on the underlay, and is asked once.
+        self.connected()
+    }
+
+    /// Changes something while the daemon does not run. A device's name is free for an instant only while it does.
+    fn heals_at_start(&mut self, notes: &Notes, batch: &str) -> Result<()> {
+        let node = self.0.node_mut("n1")?;
+        let before = kernel_state::of(node, DEVICE)?;
+        node.stop_daemon(Signal::SIGTERM)?;
+        node.ns().ip(batch)?;
+        self.0.start_daemon("n1")?;
+        let node = self.0.node_mut("n1")?;
+        notes.took("everything restored by a start, after exec", node.daemon_mut()?.wait_ready()?);
+        let after = kernel_state::of(node, DEVICE)?;
+        ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+        self.connected()
+    }
+
+    fn connected(&self) -> Result<()> {
+        let (here, there) = (self.0.pod("n1.a")?, self.0.pod("n2.a")?);
+        reach::check(Source::Pod(here), there)?;
+        reach::check(Source::Pod(there), here)
+    }
+}
+
+fn others(lab: &mut Lab, _: &Notes) -> Result<()> {
+    let node = lab.vxlan.0.node("n1")?;
+    node.ns().ip("address add 172.30.0.1/32 dev flannel.1\nroute add 172.30.1.0/24 dev flannel.1\n\
+         route add 10.244.77.0/24 via 192.168.77.254\nroute add 10.244.78.0/24 dev flannel.1 proto static\n\
+         neigh add 172.30.0.9 lladdr 02:11:22:33:44:55 dev flannel.1 nud permanent")?;
+    // A repair beside them passes over everything of ours, and must not touch what is not.
+    node.ns().ip("link set flannel.1 mtu 1300")?;
+    let whole = |node: &Node| Ok(node.link(DEVICE)?.is_some_and(|link| link.contains(" mtu 1450 ")));
+    wait::until_true("the MTU is restored", || whole(node))?;
+    std::thread::sleep(Duration::from_millis(300));
+    let routes = node.ns().ip_show("route show")?;
+    for route in
+        ["172.30.1.0/24 dev flannel.1", "10.244.77.0/24 via 192.168.77.254", "10.244.78.0/24 dev flannel.1"]
+    {
+        ensure!(routes.contains(route), "{route} is gone:\n{routes}");
+    }
+    ensure!(node.ns().ip_show("address show dev flannel.1")?.contains("172.30.0.1/32"));
+    ensure!(node.ns().ip_show("neigh show dev flannel.1")?.contains("172.30.0.9"));
+    node.ns().ip("neigh del 172.30.0.9 dev flannel.1\nroute del 10.244.78.0/24\nroute del 10.244.77.0/24\n\
+         route del 172.30.1.0/24\naddress del 172.30.0.1/32 dev flannel.1")
+}
+
+fn silence(lab: &mut Lab, _: &Notes) -> Result<()> {
+    for backend in [&lab.vxlan, &lab.host_gw] {
+        let node = backend.0.node("n1")?;
+        let writes =
+            || Ok::<_, anyhow::Error>(node.daemon()?.metrics()?.sum("loden_kernel_writes_total", &[]));
+        let before = writes()?;
+        // Changes of others that are none of ours, and of ours to what they are already.
+        for _ in 0..5 {
+            node.ns().ip(
+                "route add 203.0.113.0/24 via 192.168.77.254\nroute del 203.0.113.0/24\nlink set eth0 up",
+            )?;
+            std::thread::sleep(Duration::from_millis(60));
+        }
+        ensure!(writes()? == before, "{} writes although nothing was wrong", writes()? - before);
+    }
+    Ok(())
+}
+
+fn underlay_mtu(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    let node = lab.vxlan.0.node("n1")?;
+    for (underlay, tunnel) in [(1400, 1350), (1500, 1450)] {
+        node.ns().ip(&format!("link set eth0 mtu {underlay}"))?;
+        let followed =
+            || Ok(node.link(DEVICE)?.is_some_and(|link| link.contains(&format!(" mtu {tunnel} "))));
+        let took = wait::until_true(&format!("the tunnel has an MTU of {tunnel}"), followed)?;
+        notes.took(&format!("underlay MTU {underlay} followed after"), took);
+        wait::until_true("subnet.env says so", || Ok(node.subnet_env("FLANNEL_MTU")? == tunnel.to_string()))?;
+        lab.vxlan.connected()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! `flanneld verify`: what the kernel should hold beside what it holds, and the commands that put right what differs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::control::{self, Request};
+use crate::config::{OutputFormat, VerifyArgs};
+
+/// The comparison. Field names are stable: programs read them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyView {
+    /// Name of this node.
+    pub node: String,
+    /// Backend type.
+    pub backend: String,
+    /// How many objects of each kind there should be.
+    pub wanted: BTreeMap<String, usize>,
+    /// What is not as it should be.
+    pub differences: Vec<DifferenceView>,
+}
+
+/// One step that is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferenceView {
+    /// Kind of object.
+    pub object: String,
+    /// The step in words.
+    pub step: String,
+    /// A command that takes it.
+    pub command: Option<String>,
+    /// Why the daemon has not taken it.
+    pub error: Option<String>,
+}
+
+/// Asks the daemon and renders its answer; `false` when something differs.
+pub fn verify(args: &VerifyArgs) -> Result<(String, bool)> {
+    let value = control::ask(&args.socket.subnet_file, &Request::Verify)?;
+    let view: VerifyView = serde_json::from_value(value.clone())
+        .context("the daemon's answer is not understood; is it another version?")?;
+    let text = match args.output {
+        OutputFormat::Json => serde_json::to_string_pretty(&value).context("cannot print the answer")?,
+        OutputFormat::Table => render(&view),
+    };
+    Ok((text, view.differences.is_empty()))
+}
+
+/// For people.
+pub fn render(view: &VerifyView) -> String {
+    let mut text = format!("{} \u{b7} backend {}\n\n OBJECT      WANTED  DIFFER\n", view.node, view.backend);
+    let kinds: std::collections::BTreeSet<&str> = view
+        .wanted
+        .keys()
+        .map(String::as_str)
+        .chain(view.differences.iter().map(|difference| difference.object.as_str()))
+        .collect();
+    for kind in kinds {
+        let differ = view.differences.iter().filter(|difference| difference.object == kind).count();
+        let wanted = view.wanted.get(kind).copied().unwrap_or_default();
+        let _ = writeln!(text, " {kind:<10} {wanted:>7} {differ:>7}");
+    }
+    text.push('\n');
+    if view.differences.is_empty() {
+        text.push_str("the kernel holds what it should");
+    }
+    for DifferenceView { step, command, error, .. } in &view.differences {
+        let _ = writeln!(text, "missing: {step}");
+        if let Some(error) = error {
+            let _ = writeln!(text, "  the daemon tried: {error}");
+        }
+        if let Some(command) = command {
+            let _ = writeln!(text, "  by hand: {command}");
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_come_with_their_commands_and_good_news_are_short() {
+        let mut view = VerifyView {
+            node: "n1".into(),
+            backend: "vxlan".into(),
+            wanted: BTreeMap::from([("route".into(), 2), ("link".into(), 1)]),
+            differences: Vec::new(),
+        };
+        assert!(render(&view).ends_with("the kernel holds what it should"));
+        view.differences.push(DifferenceView {
+            object: "fdb".into(),
+            step: "add forwarding entry".into(),
+            command: Some("bridge fdb replace".into()),
+            error: None,
+        });
+        let text = render(&view);
+        for part in
+            [" route            2       0", " fdb              0       1", "by hand: bridge fdb replace"]
+        {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+}
