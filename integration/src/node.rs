@@ -123,7 +123,7 @@ impl Node {
         all.into_iter().map(|(name, value)| (format!("flannel.alpha.coreos.com/{name}"), value)).collect()
     }
 
-    /// Address of its VXLAN device.
+    /// Address of its VXLAN devices, of which each family has one.
     pub fn vtep_mac(&self) -> String {
         format!("0e:10:24:4a:00:{:02x}", self.number)
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use encap::Prefix;
+use encap::{MacAddr, Prefix};
 use tracing::{debug, info, warn};
 
 use super::state::State;
@@ -32,7 +32,7 @@ impl State {
         self.health.borrow_mut().kernel_trouble = trouble;
         self.note_firewall(&pass.firewall_troubles);
         if let Some(desired) = &pass.desired {
-            self.vtep_macs.set(ByFamily::of(|family| desired.vtep_mac(family)));
+            self.follow_macs(ByFamily::of(|family| desired.vtep_mac(family)));
             self.follow_mtu(desired.mtu);
             self.in_force.replace(Some((desired.clone(), pass.watched.clone())));
         }
@@ -43,6 +43,15 @@ impl State {
         let first = !std::mem::replace(&mut self.health.borrow_mut().applied, true);
         self.check_own_node();
         first
+    }
+
+    /// A peer that claims the address of a device of ours is refused: the kernel would deliver its packets here.
+    fn follow_macs(&self, macs: ByFamily<Option<MacAddr>>) {
+        if self.vtep_macs.replace(macs) == macs {
+            return;
+        }
+        let change = self.index.borrow_mut().set_own_macs(macs);
+        self.adopt(&change, None);
     }
 
     /// What fails for single peers, and what is not as it should be without stopping packets.
