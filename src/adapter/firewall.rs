@@ -10,16 +10,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use encap::Family;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::iptables::{self, Programs, Saved};
 use super::nft::{self, FirewallEvents, Nft, Survey};
 use super::program::Failure;
 use crate::plan::firewall::iptables::random_fully;
 use crate::plan::firewall::{
-    Evidence, FirewallOp, FirewallState, Held, Home, Masquerade, Rules, Variant, choose, nftables,
+    Evidence, FirewallOp, FirewallState, Guard, Held, HeldGuard, Home, Masquerade, Rules, Variant, choose,
+    nftables,
 };
 use crate::ports::KernelError;
+
+/// How often the guard's checks are told to hold on: five of it may fail before they let go.
+const RENEWAL: Duration = Duration::from_secs(60);
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -33,6 +37,10 @@ pub struct Firewall {
     chosen: Option<Variant>,
     /// What each home was last told, and what it looked like then.
     applied: BTreeMap<Home, (Rules, u64)>,
+    /// What our own table was last told, and what it looked like then.
+    guard: Option<(Guard, u64)>,
+    /// When the guard's checks were last told to hold on.
+    renewed: Instant,
     /// Legacy iptables as it was last read.
     legacy: BTreeMap<Family, Saved>,
     legacy_read: Option<Instant>,
@@ -50,6 +58,8 @@ impl Firewall {
             programs: Programs::find().await,
             chosen: None,
             applied: BTreeMap::new(),
+            guard: None,
+            renewed: Instant::now(),
             legacy: BTreeMap::new(),
             legacy_read: None,
             random: BTreeMap::new(),
@@ -70,6 +80,7 @@ impl Firewall {
                 digests.insert(Home::Iptables(Variant::Legacy, *family), digest);
             }
             foreign.obstacles.extend(saved.obstacles(Variant::Legacy, *family));
+            foreign.refuses_input = foreign.refuses_input.take().or_else(|| saved.refuses_input(*family));
         }
         let held = |(home, digest)| match self.applied.get(&home) {
             Some((rules, applied)) if *applied == digest => (home, Held::InForce(*rules)),
@@ -79,9 +90,24 @@ impl Firewall {
             homes: digests.into_iter().map(held).collect(),
             variant: self.chosen,
             installed: self.programs.installed(),
-            own_table: survey.own_table,
+            guard: survey.own_table.map(|digest| self.held_guard(digest)),
             foreign,
         })
+    }
+
+    /// How our own table stands. To look at it is also to say that somebody does: its checks hold no longer than that.
+    fn held_guard(&mut self, digest: u64) -> HeldGuard {
+        let Some((guard, _)) = self.guard.as_ref().filter(|(_, applied)| *applied == digest) else {
+            return HeldGuard::Changed;
+        };
+        if guard.check.is_some() && self.renewed.elapsed() >= RENEWAL {
+            if let Err(error) = nft::renew_guard() {
+                warn!("the checks of who sends into the tunnel cannot be renewed: {error:#}");
+                return HeldGuard::Changed;
+            }
+            self.renewed = Instant::now();
+        }
+        HeldGuard::InForce(guard.clone())
     }
 
     fn choose(&mut self, survey: &Survey) {
@@ -133,10 +159,13 @@ impl Firewall {
 
     /// Waits until somebody changed something that matters, or until it is time to look where nobody tells.
     pub async fn changed(&mut self) {
-        let poll = self.lives_in_legacy().then_some(self.resync);
+        let legacy = self.lives_in_legacy();
+        let renewal = RENEWAL.saturating_sub(self.renewed.elapsed());
+        let guarded = self.guard.as_ref().is_some_and(|(guard, _)| guard.check.is_some());
         tokio::select! {
             () = self.events.changed() => {}
-            () = tokio::time::sleep(poll.unwrap_or_default()), if poll.is_some() => {}
+            () = tokio::time::sleep(self.resync), if legacy => {}
+            () = tokio::time::sleep(renewal), if guarded => {}
         }
     }
 
@@ -145,7 +174,12 @@ impl Firewall {
         let done = match op {
             FirewallOp::Install(home, rules) => self.install(*home, rules).await,
             FirewallOp::Remove(home) => self.remove(*home).await,
-            FirewallOp::RemoveOwnTable => nft::remove_own_table().map_err(failure),
+            FirewallOp::InstallGuard(guard) => self.load_guard(guard, &guard.script()).await,
+            FirewallOp::UpdateGuard { before, after } => self.update_guard(before, after).await,
+            FirewallOp::RemoveGuard => {
+                self.guard = None;
+                nft::remove_own_table().map_err(failure)
+            }
         };
         done.map_err(|failure| explain(op, failure))
     }
@@ -163,6 +197,28 @@ impl Firewall {
         };
         let now = now.ok_or_else(|| failure(anyhow::anyhow!("it reported success, and nothing is there")))?;
         self.applied.insert(home, (*rules, now));
+        Ok(())
+    }
+
+    /// Whatever keeps a change of elements from working, the whole table stands on its own.
+    async fn update_guard(&mut self, before: &Guard, after: &Guard) -> Result<(), Failure> {
+        if let Some(script) = after.update(before)
+            && self.load_guard(after, &script).await.is_ok()
+        {
+            return Ok(());
+        }
+        self.load_guard(after, &after.script()).await
+    }
+
+    async fn load_guard(&mut self, guard: &Guard, script: &str) -> Result<(), Failure> {
+        self.guard = None;
+        let whole = script == guard.script();
+        nft::load(script).await?;
+        let digest = self.nft.survey().map_err(failure)?.own_table;
+        self.guard = digest.map(|digest| (guard.clone(), digest));
+        if whole {
+            self.renewed = Instant::now();
+        }
         Ok(())
     }
 
@@ -219,6 +275,12 @@ impl Firewall {
     }
 }
 
+/// Packets that the guard has dropped or counted since its table was made, in the order of
+/// [`REASONS`](crate::plan::firewall::guard::REASONS); `None` without table.
+pub fn guard_counters() -> Result<Option<[u64; 2]>> {
+    nft::guard_counters()
+}
+
 /// Of what is ours; `None` when nothing is.
 fn digest(saved: &Saved) -> Option<u64> {
     let ours = saved.ours();
@@ -235,11 +297,18 @@ fn failure(error: anyhow::Error) -> Failure {
 fn explain(op: &FirewallOp, failure: Failure) -> KernelError {
     let home = match op {
         FirewallOp::Install(home, _) | FirewallOp::Remove(home) => Some(home),
-        FirewallOp::RemoveOwnTable => None,
+        _ => None,
     };
     let remedy = match (home, failure.missing) {
         (Some(Home::Iptables(..)), true) => {
             "install the package iptables, or set \"EnableNFTables\": true in net-conf.json, which needs nftables only"
+        }
+        (None, true) => {
+            "strangers are not kept out of the tunnel, and it fills conntrack: install the package nftables"
+        }
+        (None, false) => {
+            "strangers are not kept out of the tunnel, and it fills conntrack: the kernel needs nf_tables with inet \
+             tables, interval sets and notrack"
         }
         (_, true) => {
             "install the package nftables, or run without --ip-masq and with --iptables-forward-rules=false"

@@ -140,6 +140,17 @@ impl Saved {
         self.nat.lines().chain(self.filter.lines()).any(|line| line.starts_with(":KUBE-"))
     }
 
+    /// The chain that refuses packets to this machine unless it knows them.
+    pub(super) fn refuses_input(&self, family: Family) -> Option<String> {
+        let refuses = |line: &str| {
+            line.starts_with(":INPUT DROP ")
+                || ["DROP", "REJECT"].iter().any(|target| {
+                    line.strip_prefix("-A INPUT -j ").is_some_and(|rest| rest.starts_with(target))
+                })
+        };
+        self.filter.lines().any(refuses).then(|| format!("{} (legacy) filter INPUT", program(family)))
+    }
+
     /// What keeps packets from our chains.
     pub(super) fn obstacles(&self, variant: Variant, family: Family) -> Vec<Obstacle> {
         let obstacle = |table: Table, hook, rule| Obstacle {

@@ -34,7 +34,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<String> {
 /// The same plan that the daemon follows, with nothing wanted: so it finds whatever the daemon would replace.
 async fn rules() -> Result<Vec<String>> {
     let mut firewall = Firewall::new(Duration::MAX).await?;
-    let nothing = firewall::Firewall { manager: Manager::Iptables, rules: Vec::new() };
+    let nothing = firewall::Firewall { manager: Manager::Iptables, rules: Vec::new(), guard: None };
     let mut removed = Vec::new();
     for op in firewall::diff(&nothing, &firewall.observe().await?) {
         firewall.apply(&op).await?;

@@ -134,6 +134,8 @@ pub enum LinkChange {
 /// Steps of one stage do not depend on each other; those of a later one may depend on those of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
+    /// Who may send into the tunnel: known before there is one, and before anything is sent to a new peer.
+    Guard,
     /// What is in the way goes.
     Clear,
     /// Devices.
@@ -175,6 +177,7 @@ impl Op {
             Self::RemoveNeighbour { .. } => Stage::DropNeighbour,
             Self::RemoveFdb { .. } => Stage::DropFdb,
             Self::RemoveAddress { .. } => Stage::DropAddress,
+            Self::Firewall(op) if op.is_optional() => Stage::Guard,
             Self::Firewall(_) => Stage::Firewall,
         }
     }

@@ -127,6 +127,8 @@ fn note(
     if let Some(peer) = op.peer() {
         failing.failed(peer, text.clone(), now);
         pass.peer_errors.insert(peer, text);
+    } else if matches!(op, Op::Firewall(op) if op.is_optional()) {
+        pass.firewall_troubles.push(text);
     } else if op.object() == Object::Sysctl || op.stage() >= Stage::DropRoute && op.stage() < Stage::Firewall
     {
         // What is too much carries packets no worse than what is enough.

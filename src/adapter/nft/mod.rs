@@ -9,11 +9,18 @@ use encap::Family;
 
 pub(super) use self::events::FirewallEvents;
 pub(super) use self::survey::Survey;
-use self::survey::{CHAIN_NAME, RULE_CHAIN, RULE_HANDLE, TABLE_NAME, number_of};
+use self::survey::{
+    CHAIN_NAME, ELEMENT_KEY, RULE_CHAIN, RULE_HANDLE, SET_ELEMENTS, SET_NAME, TABLE_NAME, number_of,
+};
 use self::wire::{Message, NFPROTO_INET, kind};
 use super::program::{self, Failure};
 use crate::plan::firewall::iptables::Table;
-use crate::plan::firewall::{OWN_TABLE, nftables};
+use crate::plan::firewall::{OWN_TABLE, guard, nftables};
+
+/// `NFTA_LIST_ELEM`, `NFTA_DATA_VALUE` and `NFTA_SET_ELEM_TIMEOUT`.
+const LIST_ELEMENT: u16 = 1;
+const DATA_VALUE: u16 = 1;
+const ELEMENT_TIMEOUT: u16 = 4;
 
 /// Reads nftables, and remembers what it read for as long as nothing changes.
 #[derive(Debug, Default)]
@@ -45,6 +52,31 @@ pub(super) async fn would_load(script: &str) -> bool {
 /// Removes our own table.
 pub(super) fn remove_own_table() -> Result<()> {
     wire::commit(vec![Message::new(kind::DEL_TABLE, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE)])
+}
+
+/// Lets the guard's checks hold for another five minutes. A timeout begins anew with its element, so the element is
+/// replaced; adding it first makes the deletion valid when it has expired.
+pub(super) fn renew_guard() -> Result<()> {
+    let element = |kind| {
+        Message::new(kind, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, guard::GUARDED).nested(
+            SET_ELEMENTS,
+            |list| {
+                list.nested(LIST_ELEMENT, |element| {
+                    let protocol = [libc::IPPROTO_UDP as u8];
+                    let millis = guard::GUARDED_FOR.as_millis() as u64;
+                    let keyed = element.nested(ELEMENT_KEY, |key| key.bytes(DATA_VALUE, &protocol));
+                    if kind == kind::NEW_ELEMENT { keyed.number64(ELEMENT_TIMEOUT, millis) } else { keyed }
+                })
+            },
+        )
+    };
+    let add = || element(kind::NEW_ELEMENT).create();
+    wire::commit(vec![add(), element(kind::DEL_ELEMENT), add()])
+}
+
+/// Packets that each counter of our own table has seen, in the order of [`guard::REASONS`]; `None` without table.
+pub(super) fn guard_counters() -> Result<Option<[u64; 2]>> {
+    survey::counters()
 }
 
 /// Removes flannel's table.

@@ -11,8 +11,9 @@ use encap::Family;
 
 use super::wire::{self, Message, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, Part, kind, number, text};
 use crate::plan::firewall::iptables::Table;
-use crate::plan::firewall::{Foreign, Home, Hook, OWN_TABLE, Obstacle, Variant, nftables};
+use crate::plan::firewall::{Foreign, Home, Hook, OWN_TABLE, Obstacle, Variant, guard, nftables};
 
+const NF_INET_LOCAL_IN: u32 = 1;
 const NF_INET_FORWARD: u32 = 2;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
@@ -40,6 +41,14 @@ const VERDICT_CHAIN: u16 = 2;
 /// `NFTA_TARGET_NAME` and `NFTA_MATCH_NAME`, of extensions that come from xtables.
 const EXTENSION_NAME: u16 = 1;
 const GENERATION: u16 = 1;
+/// Of the messages about a set's elements.
+pub(super) const SET_NAME: u16 = 2;
+pub(super) const SET_ELEMENTS: u16 = 3;
+pub(super) const ELEMENT_KEY: u16 = 1;
+const ELEMENT_KEY_END: u16 = 10;
+const OBJECT_NAME: u16 = 2;
+const OBJECT_DATA: u16 = 4;
+const COUNTER_PACKETS: u16 = 2;
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
@@ -48,8 +57,8 @@ pub(in super::super) struct Survey {
     pub(super) generation: Option<u32>,
     /// Homes that hold anything under flannel's names, with a digest of what they say.
     pub(in super::super) homes: BTreeMap<Home, u64>,
-    /// There is a table of our own.
-    pub(in super::super) own_table: bool,
+    /// A digest of our own table, if there is one.
+    pub(in super::super) own_table: Option<u64>,
     /// What others have put in the way.
     pub(in super::super) foreign: Foreign,
     /// Kubernetes has chains in iptables over nf_tables.
@@ -109,15 +118,20 @@ pub(super) fn survey() -> Result<Survey> {
 fn look() -> Result<Survey> {
     let mut found = Survey::default();
     let mut digests: BTreeMap<Home, DefaultHasher> = BTreeMap::new();
+    let (mut own_table, mut own_digest) = (false, DefaultHasher::new());
     wire::dump(Message::new(kind::GET_TABLE, 0), |part| {
         let name = wire::attribute(part.attributes(), TABLE_NAME).and_then(text).unwrap_or_default();
-        found.own_table |= part.family() == NFPROTO_INET && name == OWN_TABLE;
+        own_table |= part.family() == NFPROTO_INET && name == OWN_TABLE;
         found.iptables |= iptables_table(part.family(), name).is_some();
         if let Some(family) = flannel_table(part.family(), name) {
             digests.entry(Home::Nftables(family)).or_default();
         }
     })?;
     for chain in chains()? {
+        if chain.family == NFPROTO_INET && chain.table == OWN_TABLE {
+            (chain.digest, digest_of(&rules(&chain)?)).hash(&mut own_digest);
+            continue;
+        }
         found.kubernetes |= chain.family == NFPROTO_IPV4 && chain.name.starts_with("KUBE-");
         if let Some(family) = flannel_table(chain.family, &chain.table) {
             let digest = digests.entry(Home::Nftables(family)).or_default();
@@ -145,12 +159,55 @@ fn look() -> Result<Survey> {
                 continue;
             }
         }
-        if chain.hook == Some(NF_INET_FORWARD) {
-            found.foreign.obstacles.extend(obstacle(&chain)?);
+        match chain.hook {
+            Some(NF_INET_FORWARD) => found.foreign.obstacles.extend(obstacle(&chain)?),
+            Some(NF_INET_LOCAL_IN) if found.foreign.refuses_input.is_none() => {
+                found.foreign.refuses_input = obstacle(&chain)?.map(|obstacle| obstacle.chain);
+            }
+            _ => {}
         }
+    }
+    if own_table {
+        guard::SETS.iter().try_for_each(|set| {
+            members(set)?.hash(&mut own_digest);
+            Ok::<_, anyhow::Error>(())
+        })?;
+        found.own_table = Some(own_digest.finish());
     }
     found.homes = digests.into_iter().map(|(home, digest)| (home, digest.finish())).collect();
     Ok(found)
+}
+
+/// A digest of what is in a set of our own table, in whatever order the kernel keeps it.
+fn members(set: &str) -> Result<u64> {
+    let request =
+        Message::new(kind::GET_ELEMENT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, set);
+    let mut sum = 0_u64;
+    wire::dump(request, |part| {
+        let elements = wire::attribute(part.attributes(), SET_ELEMENTS).unwrap_or_default();
+        for (_, element) in wire::attributes(elements) {
+            let mut hasher = DefaultHasher::new();
+            [ELEMENT_KEY, ELEMENT_KEY_END].map(|kind| wire::attribute(element, kind)).hash(&mut hasher);
+            sum = sum.wrapping_add(hasher.finish());
+        }
+    })?;
+    Ok(sum)
+}
+
+/// Packets that each counter of our own table has seen, in the order of [`guard::REASONS`]; `None` without table.
+pub(super) fn counters() -> Result<Option<[u64; 2]>> {
+    let mut found = [None; 2];
+    wire::dump(Message::new(kind::GET_OBJECT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE), |part| {
+        let get = |kind| wire::attribute(part.attributes(), kind);
+        let ours = get(TABLE_NAME).and_then(text) == Some(OWN_TABLE);
+        let name = get(OBJECT_NAME).and_then(text).filter(|_| ours);
+        let packets = get(OBJECT_DATA).and_then(|data| wire::attribute(data, COUNTER_PACKETS));
+        let at = guard::REASONS.iter().position(|reason| Some(*reason) == name);
+        if let (Some(at), Some(packets)) = (at, packets.and_then(wire::number64)) {
+            found[at] = Some(packets);
+        }
+    })?;
+    Ok(found[0].zip(found[1]).map(<[u64; 2]>::from))
 }
 
 /// Which of iptables' tables this is, and whose packets go through it.
@@ -309,7 +366,8 @@ fn iptables_obstacles(chain: &Chain, family: Family, table: Table, rules: &[Rule
     }
 }
 
-/// Somebody else's chain for forwarded packets. An accept of ours cannot overrule it: every chain of a hook is asked.
+/// Somebody else's chain that refuses packets, by its policy or by a rule without condition. An accept of ours cannot
+/// overrule it: every chain of a hook is asked.
 fn obstacle(chain: &Chain) -> Result<Option<Obstacle>> {
     if !matches!(chain.family, NFPROTO_INET | NFPROTO_IPV4 | NFPROTO_IPV6) {
         return Ok(None);

@@ -10,6 +10,8 @@ const NFNL_MSG_BATCH_END: u16 = 17;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_CREATE: u16 = 0x400;
+const NLA_F_NESTED: u16 = 0x8000;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -32,6 +34,10 @@ pub(super) mod kind {
     pub(in super::super) const NEW_RULE: u16 = 6;
     pub(in super::super) const GET_RULE: u16 = 7;
     pub(in super::super) const DEL_RULE: u16 = 8;
+    pub(in super::super) const NEW_ELEMENT: u16 = 12;
+    pub(in super::super) const GET_ELEMENT: u16 = 13;
+    pub(in super::super) const DEL_ELEMENT: u16 = 14;
+    pub(in super::super) const GET_OBJECT: u16 = 19;
     pub(in super::super) const GET_GEN: u16 = 16;
 }
 
@@ -132,6 +138,22 @@ impl Message {
 
     pub(super) fn number64(self, kind: u16, value: u64) -> Self {
         self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// An attribute that holds attributes.
+    pub(super) fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
+        let at = self.0.len();
+        self.0.extend([0; 4]);
+        self = fill(self);
+        let length = (self.0.len() - at) as u16;
+        self.0[at..at + 2].copy_from_slice(&length.to_ne_bytes());
+        self.0[at + 2..at + 4].copy_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
+        self
+    }
+
+    /// Make what is not there.
+    pub(super) fn create(self) -> Self {
+        self.flags(NLM_F_CREATE)
     }
 
     fn flags(mut self, flags: u16) -> Self {

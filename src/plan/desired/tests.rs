@@ -25,7 +25,7 @@ pub(crate) fn intent() -> Intent {
         vtep: ByFamily::of(|_| Vtep { published: None, derived: mac(1) }),
         peers: Vec::new(),
         blackhole: false,
-        firewall: Firewall { manager: Manager::Iptables, rules: Vec::new() },
+        firewall: Firewall { manager: Manager::Iptables, rules: Vec::new(), guard: None },
     }
 }
 

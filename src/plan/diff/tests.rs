@@ -57,7 +57,7 @@ fn want(peers: &BTreeMap<u8, (u8, bool)>) -> Desired {
         neighbours: BTreeMap::new(),
         fdb: BTreeMap::new(),
         networks: vec![prefix("10.244.0.0/16")],
-        firewall: Firewall { manager: Manager::Iptables, rules: Vec::new() },
+        firewall: Firewall { manager: Manager::Iptables, rules: Vec::new(), guard: None },
     };
     for (&number, &(at, direct)) in peers {
         let peer = Some(PeerId(number.into()));

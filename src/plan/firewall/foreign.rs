@@ -14,6 +14,8 @@ use super::{Firewall, Home, Manager, Rules, Variant};
 pub struct Foreign {
     /// In the order they were found.
     pub obstacles: Vec<Obstacle>,
+    /// A chain that refuses packets to this machine unless it knows them, by name.
+    pub refuses_input: Option<String>,
 }
 
 /// Where in the packet path a chain hangs.

@@ -6,6 +6,7 @@
 //! or opens a moment without masquerading.
 
 mod foreign;
+pub mod guard;
 pub mod iptables;
 pub mod nftables;
 mod variant;
@@ -16,9 +17,10 @@ use std::fmt;
 use encap::{Family, Prefix};
 
 pub use foreign::{Foreign, Hook, Obstacle};
+pub use guard::{Check, Guard, Senders};
 pub use variant::{Evidence, Variant, choose};
 
-/// The spine's table, from before rules went to flannel's places.
+/// The table, in family `inet`, of what flannel has no rules for.
 pub const OWN_TABLE: &str = "loden";
 
 /// Who keeps the rules: net-conf.json's `EnableNFTables`.
@@ -77,10 +79,12 @@ pub struct Firewall {
     pub manager: Manager,
     /// At most one per address family.
     pub rules: Vec<Rules>,
+    /// The doors of the tunnel; `None` where there is none.
+    pub guard: Option<Guard>,
 }
 
 impl Firewall {
-    /// The same wishes for each of `networks`, with this node's part of each.
+    /// The same wishes for each of `networks`, with this node's part of each; no guard.
     pub fn new(
         manager: Manager,
         networks: &[Prefix],
@@ -94,7 +98,12 @@ impl Firewall {
             masquerade,
             forward,
         });
-        Self { manager, rules: rules.filter(|rules| !rules.is_empty()).collect() }
+        Self { manager, rules: rules.filter(|rules| !rules.is_empty()).collect(), guard: None }
+    }
+
+    /// The guard that suits this machine.
+    fn guard(&self, state: &FirewallState) -> Option<Guard> {
+        self.guard.as_ref()?.beside(state.foreign.refuses_input.is_some())
     }
 
     /// Where which rules belong, given what else filters on this machine.
@@ -132,6 +141,15 @@ pub enum Held {
     InForce(Rules),
 }
 
+/// How table `inet loden` stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeldGuard {
+    /// It is not what we last put there.
+    Changed,
+    /// Exactly this is in force.
+    InForce(Guard),
+}
+
 /// The firewall as it stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FirewallState {
@@ -141,8 +159,8 @@ pub struct FirewallState {
     pub variant: Option<Variant>,
     /// Every variant whose programs are installed.
     pub installed: BTreeSet<Variant>,
-    /// There is a table `inet loden`.
-    pub own_table: bool,
+    /// Table `inet loden`, if there is one.
+    pub guard: Option<HeldGuard>,
     /// What others have put in the way of forwarded packets.
     pub foreign: Foreign,
 }
@@ -162,8 +180,24 @@ pub enum FirewallOp {
     Install(Home, Rules),
     /// Remove what is there under flannel's names.
     Remove(Home),
+    /// Put table `inet loden` in force in one transaction.
+    InstallGuard(Guard),
+    /// Change who may send into the tunnel, and nothing else of the table.
+    UpdateGuard {
+        /// What is in force.
+        before: Guard,
+        /// What is to be.
+        after: Guard,
+    },
     /// Remove table `inet loden`.
-    RemoveOwnTable,
+    RemoveGuard,
+}
+
+impl FirewallOp {
+    /// Packets flow without it: a kernel that lacks what it needs is no reason to be without an overlay.
+    pub fn is_optional(&self) -> bool {
+        matches!(self, Self::InstallGuard(_) | Self::UpdateGuard { .. })
+    }
 }
 
 impl fmt::Display for FirewallOp {
@@ -171,7 +205,11 @@ impl fmt::Display for FirewallOp {
         match self {
             Self::Install(home, _) => write!(f, "put {home} in force"),
             Self::Remove(home) => write!(f, "remove {home}"),
-            Self::RemoveOwnTable => write!(f, "remove nftables table inet {OWN_TABLE}"),
+            Self::InstallGuard(_) => write!(f, "put nftables table inet {OWN_TABLE} in force"),
+            Self::UpdateGuard { .. } => {
+                write!(f, "update who may send into the tunnel (nftables table inet {OWN_TABLE})")
+            }
+            Self::RemoveGuard => write!(f, "remove nftables table inet {OWN_TABLE}"),
         }
     }
 }
@@ -188,17 +226,29 @@ impl fmt::Display for Home {
     }
 }
 
-/// Steps from `state` to `want`: what is wanted is put in force before what is not goes, so that a switch of
-/// managers has no moment without masquerading.
+/// Steps from `state` to `want`. The guard comes first: a node may send before anything is sent to it. What is wanted
+/// is put in force before what is not goes, so that a switch of managers has no moment without masquerading.
 pub fn diff(want: &Firewall, state: &FirewallState) -> Vec<FirewallOp> {
     let homes = want.homes(state);
     let lacking = homes.iter().filter(|(home, rules)| state.homes.get(home) != Some(&Held::InForce(**rules)));
     let stale = state.homes.keys().filter(|home| !homes.contains_key(home));
-    lacking
-        .map(|(home, rules)| FirewallOp::Install(*home, *rules))
+    guard(want.guard(state), state.guard.as_ref())
+        .into_iter()
+        .chain(lacking.map(|(home, rules)| FirewallOp::Install(*home, *rules)))
         .chain(stale.map(|home| FirewallOp::Remove(*home)))
-        .chain(state.own_table.then_some(FirewallOp::RemoveOwnTable))
         .collect()
+}
+
+fn guard(want: Option<Guard>, held: Option<&HeldGuard>) -> Option<FirewallOp> {
+    match (want, held) {
+        (None, None) => None,
+        (None, Some(_)) => Some(FirewallOp::RemoveGuard),
+        (Some(want), Some(HeldGuard::InForce(held))) if want == *held => None,
+        (Some(after), Some(HeldGuard::InForce(before))) if after.update(before).is_some() => {
+            Some(FirewallOp::UpdateGuard { before: before.clone(), after })
+        }
+        (Some(want), _) => Some(FirewallOp::InstallGuard(want)),
+    }
 }
 
 pub(crate) fn multicast(family: Family) -> &'static str {

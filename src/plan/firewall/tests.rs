@@ -16,7 +16,12 @@ fn apply(state: &mut FirewallState, op: &FirewallOp) {
     match op {
         FirewallOp::Install(home, rules) => drop(state.homes.insert(*home, Held::InForce(*rules))),
         FirewallOp::Remove(home) => assert!(state.homes.remove(home).is_some(), "{home} is not there"),
-        FirewallOp::RemoveOwnTable => state.own_table = false,
+        FirewallOp::InstallGuard(guard) => state.guard = Some(HeldGuard::InForce(guard.clone())),
+        FirewallOp::UpdateGuard { before, after } => {
+            assert_eq!(state.guard, Some(HeldGuard::InForce(before.clone())));
+            state.guard = Some(HeldGuard::InForce(after.clone()));
+        }
+        FirewallOp::RemoveGuard => assert!(state.guard.take().is_some(), "there is no table"),
     }
 }
 
@@ -30,6 +35,19 @@ fn policy_drop() -> Obstacle {
     }
 }
 
+fn tunnel_guard(nodes: u8) -> Guard {
+    let sender = |last: u8| ([192, 168, 77, last].into(), vec![Prefix::host([10, 244, last, 0].into())]);
+    Guard { port: 8472, senders: Senders::new((0..nodes).map(sender)), untracked: true, check: None }
+}
+
+fn held_guards() -> impl Strategy<Value = Option<HeldGuard>> {
+    prop_oneof![
+        Just(None),
+        Just(Some(HeldGuard::Changed)),
+        (0..3u8).prop_map(|nodes| Some(HeldGuard::InForce(tunnel_guard(nodes)))),
+    ]
+}
+
 fn states() -> impl Strategy<Value = FirewallState> {
     let homes = prop_oneof![
         Just(V4),
@@ -41,21 +59,22 @@ fn states() -> impl Strategy<Value = FirewallState> {
     let held = prop_oneof![Just(Held::Changed), Just(Held::InForce(want(Manager::Iptables).rules[0]))];
     let variant = prop_oneof![Just(None), Just(Some(Variant::Nft)), Just(Some(Variant::Legacy))];
     let obstacles = prop::collection::vec(Just(policy_drop()), 0..2);
-    (prop::collection::btree_map(homes, held, 0..5), variant, any::<bool>(), obstacles).prop_map(
-        |(homes, variant, own_table, obstacles)| FirewallState {
+    (prop::collection::btree_map(homes, held, 0..5), variant, held_guards(), obstacles).prop_map(
+        |(homes, variant, guard, obstacles)| FirewallState {
             homes,
             variant,
             installed: variant.into_iter().collect(),
-            own_table,
-            foreign: Foreign { obstacles },
+            guard,
+            foreign: Foreign { obstacles, refuses_input: None },
         },
     )
 }
 
 proptest! {
     #[test]
-    fn one_pass_converges_and_the_next_does_nothing(mut state in states(), nft in any::<bool>()) {
-        let want = want(if nft { Manager::Nftables } else { Manager::Iptables });
+    fn one_pass_converges_and_the_next_does_nothing(mut state in states(), nft in any::<bool>(), nodes in 0..3u8) {
+        let mut want = want(if nft { Manager::Nftables } else { Manager::Iptables });
+        want.guard = (nodes > 0).then(|| tunnel_guard(nodes));
         let ops = diff(&want, &state);
         // What masquerades is in force before what did goes.
         let first_removal = ops.iter().position(|op| matches!(op, FirewallOp::Remove(_)));
@@ -69,9 +88,9 @@ proptest! {
 #[test]
 fn nothing_wanted_leaves_nothing() {
     let none = Firewall::new(Manager::Iptables, &["10.244.0.0/16".parse().unwrap()], &[], None, false);
-    let mut state = FirewallState { own_table: true, ..FirewallState::default() };
+    let mut state = FirewallState { guard: Some(HeldGuard::Changed), ..FirewallState::default() };
     state.homes.insert(V4, Held::Changed);
-    assert_eq!(diff(&none, &state), [FirewallOp::Remove(V4), FirewallOp::RemoveOwnTable]);
+    assert_eq!(diff(&none, &state), [FirewallOp::RemoveGuard, FirewallOp::Remove(V4)]);
 }
 
 #[test]
@@ -95,12 +114,29 @@ fn a_policy_of_drop_in_iptables_is_opened_from_nftables_mode_and_closed_when_it_
 #[test]
 fn what_cannot_be_opened_is_said_once_for_those_it_concerns() {
     let want = want(Manager::Nftables);
-    let without_program =
-        FirewallState { foreign: Foreign { obstacles: vec![policy_drop()] }, ..FirewallState::default() };
+    let without_program = FirewallState {
+        foreign: Foreign { obstacles: vec![policy_drop()], refuses_input: None },
+        ..FirewallState::default()
+    };
     let said = without_program.troubles(&want);
     assert!(said.len() == 1 && said[0].contains("10.244.0.0/16") && !said[0].contains("fd10"), "{said:?}");
     let hidden = Obstacle { hook: Hook::Postrouting, rule: Some("ACCEPT"), ..policy_drop() };
-    let state = FirewallState { foreign: Foreign { obstacles: vec![hidden] }, ..without_program };
+    let state = FirewallState {
+        foreign: Foreign { obstacles: vec![hidden], refuses_input: None },
+        ..without_program
+    };
     assert_eq!(state.troubles(&want), [""; 0]);
     assert_eq!(state.troubles(&self::want(Manager::Iptables)).len(), 1);
+}
+
+#[test]
+fn a_node_that_comes_changes_elements_only_and_a_firewall_that_refuses_input_the_table() {
+    let want = |nodes| Firewall { guard: Some(tunnel_guard(nodes)), ..want(Manager::Nftables) };
+    let mut state = FirewallState::default();
+    diff(&want(1), &state).iter().for_each(|op| apply(&mut state, op));
+    let ops = diff(&want(2), &state);
+    assert!(matches!(ops[..], [FirewallOp::UpdateGuard { .. }]), "{ops:?}");
+    state.foreign.refuses_input = Some("ip filter INPUT".into());
+    // Without a check nothing of this table is left to do.
+    assert_eq!(diff(&want(1), &state), [FirewallOp::RemoveGuard]);
 }

@@ -1,0 +1,311 @@
+//! Table `inet loden`: who may send into the tunnel, and no conntrack entry for the tunnel itself.
+//!
+//! A kernel tunnel takes any packet of its network identifier from anybody, whatever source the inner packet claims.
+//! Two lookups before the kernel unwraps it bind both together: the outer source must be a node, and an inner source
+//! inside the cluster network must be that node's. They are made on the way into this machine (`input`), where IPv4
+//! fragments are whole again, so none can hide its inner half in the second one; a packet too short for a
+//! field matches no rule that lets it pass.
+//!
+//! Rules that drop could outlive the daemon that keeps them up to date. So they hold only while set `guarded` has an
+//! element, whose five minutes the living daemon renews: a daemon that is stopped, or a flannel in its place, locks
+//! no later node out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use encap::{Prefix, Vni};
+
+use super::OWN_TABLE;
+
+/// Outer addresses of the other nodes, and the pod prefixes that each may send from. No prefix of an address covers
+/// another of it: the kernel's interval sets refuse overlaps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Senders(Arc<BTreeMap<IpAddr, BTreeSet<Prefix>>>);
+
+impl Senders {
+    /// A later entry for an address takes the place of an earlier one.
+    pub fn new(entries: impl Iterator<Item = (IpAddr, Vec<Prefix>)>) -> Self {
+        let widest = |prefixes: Vec<Prefix>| -> BTreeSet<Prefix> {
+            let covered = |one: &&Prefix| prefixes.iter().any(|other| other != *one && other.covers(one));
+            prefixes.iter().filter(|prefix| !covered(prefix)).copied().collect()
+        };
+        Self(Arc::new(entries.map(|(addr, prefixes)| (addr, widest(prefixes))).collect()))
+    }
+}
+
+/// What table `inet loden` should say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// UDP port of the tunnel.
+    pub port: u16,
+    /// The other nodes.
+    pub senders: Senders,
+    /// Keep the tunnel out of conntrack.
+    pub untracked: bool,
+    /// Check who sends; `None` where this process unwraps packets and checks them itself, or nobody should.
+    pub check: Option<Check>,
+}
+
+/// How to check who sends into a kernel tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// Packets of other networks on the same port are not ours to judge.
+    pub vni: Vni,
+    /// Inner sources inside these must be the sender's.
+    pub networks: Vec<Prefix>,
+    /// Drop what fails, rather than count it only.
+    pub enforce: bool,
+}
+
+/// The sets of senders, whose elements come and go with the nodes.
+pub const SETS: [&str; 6] = ["nodes4", "nodes6", "pairs44", "pairs46", "pairs64", "pairs66"];
+
+/// Why a packet is dropped or counted: the names of the table's counters, and labels of the metric.
+pub const REASONS: [&str; 2] = [UNKNOWN_SENDER, SPOOFED_SOURCE];
+const UNKNOWN_SENDER: &str = "unknown_sender";
+const SPOOFED_SOURCE: &str = "spoofed_source";
+
+/// The set whose one element, UDP's protocol number, keeps the checks in force.
+pub const GUARDED: &str = "guarded";
+/// How long the element lasts.
+pub const GUARDED_FOR: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Offsets in bits from the outer UDP header, for `@th`: RFC 7348's header, then Ethernet, then IP.
+const VNI_AT: u32 = 64 + 32;
+const ETHERTYPE_AT: u32 = 64 + 64 + 96;
+const INNER_AT: u32 = ETHERTYPE_AT + 16;
+
+/// How one address family of inner packets is found and written.
+#[derive(Clone, Copy)]
+struct Inner {
+    ethertype: &'static str,
+    digit: char,
+    source_at: u32,
+    bits: u32,
+}
+
+const INNER: [Inner; 2] = [
+    Inner { ethertype: "0x0800", digit: '4', source_at: INNER_AT + 96, bits: 32 },
+    Inner { ethertype: "0x86dd", digit: '6', source_at: INNER_AT + 64, bits: 128 },
+];
+
+/// How one address family of outer packets is written.
+#[derive(Clone, Copy)]
+struct Outer {
+    word: &'static str,
+    kind: &'static str,
+    digit: char,
+}
+
+const OUTER: [Outer; 2] = [
+    Outer { word: "ip", kind: "ipv4_addr", digit: '4' },
+    Outer { word: "ip6", kind: "ipv6_addr", digit: '6' },
+];
+
+/// Elements by the name of their set.
+type Elements = BTreeMap<String, BTreeSet<String>>;
+
+impl Guard {
+    /// The guard as it can be on this machine: `None` when nothing of it is left to do.
+    ///
+    /// A firewall that refuses whatever it does not know may let the tunnel in by its conntrack state. Such a machine
+    /// works with flannel and has to work here, so there the tunnel stays tracked.
+    pub(super) fn beside(&self, refuses_input: bool) -> Option<Self> {
+        let untracked = self.untracked && !refuses_input;
+        (untracked || self.check.is_some()).then(|| Self { untracked, ..self.clone() })
+    }
+
+    /// The transaction that puts the table in force, whatever was there before.
+    pub fn script(&self) -> String {
+        // `add` before `delete` makes the deletion valid when the table is absent.
+        let mut text =
+            format!("add table inet {OWN_TABLE}\ndelete table inet {OWN_TABLE}\ntable inet {OWN_TABLE} {{\n");
+        text.push_str("  comment \"the tunnel's doors; kept by flanneld\"\n");
+        let elements = self.elements();
+        for outer in OUTER {
+            self.sets(&mut text, outer, &elements);
+        }
+        if self.untracked {
+            self.untracking(&mut text);
+        }
+        if let Some(check) = &self.check {
+            self.checks(&mut text, check);
+        }
+        text.push_str("}\n");
+        text
+    }
+
+    /// The transaction from `before` to this, when they differ in nothing but who sends.
+    pub fn update(&self, before: &Self) -> Option<String> {
+        if (Self { senders: self.senders.clone(), ..before.clone() }) != *self {
+            return None;
+        }
+        let (old, new) = (before.elements(), self.elements());
+        let mut text = String::new();
+        // A prefix that takes the place of one it overlaps needs the old one gone, and all of it is one transaction.
+        for (verb, from, without) in [("delete", &old, &new), ("add", &new, &old)] {
+            for (set, elements) in from {
+                let gone: Vec<&str> = elements.difference(&without[set]).map(String::as_str).collect();
+                if !gone.is_empty() {
+                    let _ = writeln!(text, "{verb} element inet {OWN_TABLE} {set} {{ {} }}", gone.join(", "));
+                }
+            }
+        }
+        Some(text)
+    }
+
+    fn elements(&self) -> Elements {
+        let mut elements: Elements =
+            OUTER.iter().map(|outer| (format!("nodes{}", outer.digit), BTreeSet::new())).collect();
+        if self.check.is_some() {
+            let pairs = OUTER.iter().flat_map(|outer| INNER.map(|inner| pairs(*outer, inner)));
+            elements.extend(pairs.map(|set| (set, BTreeSet::new())));
+        }
+        for (addr, prefixes) in self.senders.0.iter() {
+            let outer = OUTER[usize::from(addr.is_ipv6())];
+            let mut add = |set: String, element| {
+                // A set that is not there has no use for it.
+                if let Some(set) = elements.get_mut(&set) {
+                    set.insert(element);
+                }
+            };
+            add(format!("nodes{}", outer.digit), addr.to_string());
+            for prefix in prefixes {
+                let inner = INNER[usize::from(!prefix.is_ipv4())];
+                add(pairs(outer, inner), format!("{addr} . {}", hexadecimal(prefix)));
+            }
+        }
+        elements
+    }
+
+    fn sets(&self, text: &mut String, outer: Outer, elements: &Elements) {
+        let mut set = |name: String, declaration: &str| {
+            let members: Vec<&str> = elements[&name].iter().map(String::as_str).collect();
+            let members = match members.is_empty() {
+                true => String::new(),
+                false => format!("    elements = {{ {} }}\n", members.join(", ")),
+            };
+            let _ = write!(text, "  set {name} {{\n    {declaration}\n{members}  }}\n");
+        };
+        set(format!("nodes{}", outer.digit), &format!("type {}", outer.kind));
+        if self.check.is_some() {
+            for inner in INNER {
+                let declaration =
+                    format!("typeof {} saddr . {}\n    flags interval", outer.word, source(inner));
+                set(pairs(outer, inner), &declaration);
+            }
+        }
+    }
+
+    fn untracking(&self, text: &mut String) {
+        for (hook, side) in [("prerouting", "saddr"), ("output", "daddr")] {
+            let _ = writeln!(
+                text,
+                "  chain untracked_{hook} {{\n    type filter hook {hook} priority raw; policy accept;"
+            );
+            for Outer { word, digit, .. } in OUTER {
+                let _ = writeln!(text, "    udp dport {} {word} {side} @nodes{digit} notrack", self.port);
+            }
+            text.push_str("  }\n");
+        }
+    }
+
+    fn checks(&self, text: &mut String, check: &Check) {
+        let port = self.port;
+        let refuse = |reason: &str| {
+            let verdict = if check.enforce { " drop" } else { "" };
+            format!("counter name {reason}{verdict}")
+        };
+        for reason in REASONS {
+            let _ = writeln!(text, "  counter {reason} {{ }}");
+        }
+        let _ = write!(
+            text,
+            "  set {GUARDED} {{\n    type inet_proto\n    flags timeout\n    elements = {{ udp timeout {}s }}\n  }}\n",
+            GUARDED_FOR.as_secs()
+        );
+        let _ = write!(
+            text,
+            "  chain input {{\n    type filter hook input priority raw; policy accept;\n    \
+             meta l4proto @{GUARDED} udp dport {port} jump tunnel\n  }}\n"
+        );
+        // A pod that writes to another node's tunnel would get this node's address by masquerading.
+        let _ =
+            writeln!(text, "  chain forward {{\n    type filter hook forward priority raw; policy accept;");
+        for network in &check.networks {
+            let Outer { word, digit, .. } = OUTER[usize::from(!network.is_ipv4())];
+            let _ = writeln!(
+                text,
+                "    meta l4proto @{GUARDED} udp dport {port} {word} saddr {network} {word} daddr @nodes{digit} {}",
+                refuse(UNKNOWN_SENDER)
+            );
+        }
+        let _ = write!(
+            text,
+            "  }}\n  chain tunnel {{\n    @th,{VNI_AT},24 != {} return\n    ip saddr @nodes4 goto from4\n    \
+             ip6 saddr @nodes6 goto from6\n    {}\n  }}\n",
+            check.vni,
+            refuse(UNKNOWN_SENDER)
+        );
+        for outer in OUTER {
+            let _ = writeln!(text, "  chain from{} {{", outer.digit);
+            INNER.iter().for_each(|inner| pass(text, check, outer, *inner));
+            // ARP names no source that is routed by. Anything else, a VLAN tag above all, would hide one.
+            let _ = writeln!(
+                text,
+                "    @th,{ETHERTYPE_AT},16 0x0806 return\n    {}\n  }}",
+                refuse(SPOOFED_SOURCE)
+            );
+        }
+    }
+}
+
+/// What passes: an inner source that is the sender's, or outside the cluster network.
+fn pass(text: &mut String, check: &Check, outer: Outer, inner: Inner) {
+    let ethertype = format!("@th,{ETHERTYPE_AT},16 {}", inner.ethertype);
+    let four = inner.digit == '4';
+    let Some(network) = check.networks.iter().find(|network| network.is_ipv4() == four) else {
+        let _ = writeln!(text, "    {ethertype} return");
+        return;
+    };
+    let _ = writeln!(
+        text,
+        "    {ethertype} {} saddr . {} @{} return",
+        outer.word,
+        source(inner),
+        pairs(outer, inner)
+    );
+    if network.len() > 0 {
+        let shift = inner.bits - u32::from(network.len());
+        let start = number(network) >> shift;
+        let _ =
+            writeln!(text, "    {ethertype} @th,{},{} != {start:#x} return", inner.source_at, network.len());
+    }
+}
+
+fn pairs(outer: Outer, inner: Inner) -> String {
+    format!("pairs{}{}", outer.digit, inner.digit)
+}
+
+fn source(inner: Inner) -> String {
+    format!("@th,{},{}", inner.source_at, inner.bits)
+}
+
+fn number(prefix: &Prefix) -> u128 {
+    match prefix.addr() {
+        IpAddr::V4(addr) => u32::from(addr).into(),
+        IpAddr::V6(addr) => addr.into(),
+    }
+}
+
+/// A prefix as `nft` takes it where it knows of a number and not of an address.
+fn hexadecimal(prefix: &Prefix) -> String {
+    let digits = if prefix.is_ipv4() { 8 } else { 32 };
+    let host = if prefix.is_host() { String::new() } else { format!("/{}", prefix.len()) };
+    format!("{:#0width$x}{host}", number(prefix), width = digits + 2)
+}
+
+#[cfg(test)]
+mod tests;
