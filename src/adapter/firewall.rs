@@ -22,6 +22,9 @@ use crate::plan::firewall::{
 };
 use crate::ports::KernelError;
 
+/// How often rules are written when somebody else changes rules at the same moment.
+const ATTEMPTS: u32 = 4;
+
 /// How often the guard's checks are told to hold on: five of it may fail before they let go.
 const RENEWAL: Duration = Duration::from_secs(60);
 
@@ -159,12 +162,14 @@ impl Firewall {
 
     /// Waits until somebody changed something that matters, or until it is time to look where nobody tells.
     pub async fn changed(&mut self) {
-        let legacy = self.lives_in_legacy();
+        // From the last look, not from now: whoever waits here is often called away by other news.
+        let since = self.legacy_read.map(|read| read.elapsed()).unwrap_or_default();
+        let (legacy, poll) = (self.lives_in_legacy(), self.resync.saturating_sub(since));
         let renewal = RENEWAL.saturating_sub(self.renewed.elapsed());
         let guarded = self.guard.as_ref().is_some_and(|(guard, _)| guard.check.is_some());
         tokio::select! {
             () = self.events.changed() => {}
-            () = tokio::time::sleep(self.resync), if legacy => {}
+            () = tokio::time::sleep(poll), if legacy => {}
             () = tokio::time::sleep(renewal), if guarded => {}
         }
     }
@@ -187,17 +192,53 @@ impl Firewall {
     async fn install(&mut self, home: Home, rules: &Rules) -> Result<(), Failure> {
         self.applied.remove(&home);
         let possible = self.possible(home, rules).await?;
-        match home {
-            Home::Nftables(_) => nft::load(&nftables::script(&possible)).await?,
-            Home::Iptables(variant, family) => self.restore(variant, family, Some(&possible)).await?,
+        let mut last_read = None;
+        for _ in 0..ATTEMPTS {
+            let written = match home {
+                Home::Nftables(_) => {
+                    let before = nft::generation().map_err(failure)?;
+                    nft::load(&nftables::script(&possible)).await?;
+                    self.undisturbed(before, 1)?.and_then(|survey| survey.homes.get(&home).copied())
+                }
+                Home::Iptables(Variant::Nft, family) => {
+                    let before = nft::generation().map_err(failure)?;
+                    let commits = self.restore(Variant::Nft, family, Some(&possible)).await?;
+                    self.undisturbed(before, commits)?.and_then(|survey| survey.homes.get(&home).copied())
+                }
+                Home::Iptables(Variant::Legacy, family) => {
+                    self.write_legacy(family, &possible, &mut last_read).await?
+                }
+            };
+            if let Some(digest) = written {
+                self.applied.insert(home, (*rules, digest));
+                return Ok(());
+            }
         }
-        let now = match home {
-            Home::Iptables(Variant::Legacy, family) => self.legacy.get(&family).and_then(digest),
-            _ => self.nft.survey().map_err(failure)?.homes.get(&home).copied(),
-        };
-        let now = now.ok_or_else(|| failure(anyhow::anyhow!("it reported success, and nothing is there")))?;
-        self.applied.insert(home, (*rules, now));
-        Ok(())
+        Err(disturbed())
+    }
+
+    /// What nftables holds after `commits` transactions of ours; `None` when somebody else made one meanwhile, for then
+    /// what is there now need not be what was written.
+    fn undisturbed(&mut self, before: Option<u32>, commits: u32) -> Result<Option<&Survey>, Failure> {
+        let survey = self.nft.survey().map_err(failure)?;
+        let ours = before.map(|before| before.wrapping_add(commits));
+        Ok((survey.generation.is_some() && survey.generation == ours).then_some(survey))
+    }
+
+    /// Legacy iptables counts no transactions, so what was written is read back. Another version may print it in other
+    /// words: what reads the same twice is taken for what was written.
+    async fn write_legacy(
+        &mut self,
+        family: Family,
+        rules: &Rules,
+        last_read: &mut Option<u64>,
+    ) -> Result<Option<u64>, Failure> {
+        self.restore(Variant::Legacy, family, Some(rules)).await?;
+        let Some(saved) = self.legacy.get(&family) else { return Ok(None) };
+        let now = digest(saved);
+        let same = saved.holds(rules) || (now.is_some() && *last_read == now);
+        *last_read = now;
+        Ok(now.filter(|_| same))
     }
 
     /// Whatever keeps a change of elements from working, the whole table stands on its own.
@@ -212,11 +253,11 @@ impl Firewall {
 
     async fn load_guard(&mut self, guard: &Guard, script: &str) -> Result<(), Failure> {
         self.guard = None;
-        let whole = script == guard.script();
+        let before = nft::generation().map_err(failure)?;
         nft::load(script).await?;
-        let digest = self.nft.survey().map_err(failure)?.own_table;
-        self.guard = digest.map(|digest| (guard.clone(), digest));
-        if whole {
+        let digest = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
+        self.guard = Some((guard.clone(), digest.ok_or_else(disturbed)?));
+        if script == guard.script() {
             self.renewed = Instant::now();
         }
         Ok(())
@@ -230,22 +271,23 @@ impl Firewall {
                 let survey = self.nft.survey().map_err(failure)?;
                 nft::remove_chains(survey, family).map_err(failure)
             }
-            Home::Iptables(variant, family) => self.restore(variant, family, None).await,
+            Home::Iptables(variant, family) => self.restore(variant, family, None).await.map(drop),
         }
     }
 
+    /// Writes what differs; how many tables that were.
     async fn restore(
         &mut self,
         variant: Variant,
         family: Family,
         rules: Option<&Rules>,
-    ) -> Result<(), Failure> {
+    ) -> Result<u32, Failure> {
         let saved = self.programs.save(variant, family).await?;
-        self.programs.restore(variant, family, &saved, rules).await?;
+        let commits = self.programs.restore(variant, family, &saved, rules).await?;
         if variant == Variant::Legacy {
             self.read_legacy_of(family).await;
         }
-        Ok(())
+        Ok(commits)
     }
 
     /// The rules as this machine can have them: random source ports are newer than the rest.
@@ -292,6 +334,10 @@ fn digest(saved: &Saved) -> Option<u64> {
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn failure(error: anyhow::Error) -> Failure {
     Failure { cause: format!("{error:#}"), missing: false }
+}
+
+fn disturbed() -> Failure {
+    failure(anyhow::anyhow!("somebody else changes rules at the same time, again and again"))
 }
 
 fn explain(op: &FirewallOp, failure: Failure) -> KernelError {

@@ -70,18 +70,19 @@ impl Programs {
         Ok(Saved { nat, filter })
     }
 
-    /// Brings what is ours from `saved` to `rules`, one commit per table; whether there was anything to do.
+    /// Brings what is ours from `saved` to `rules`, one commit per table; how many tables differed.
     pub(super) async fn restore(
         &self,
         variant: Variant,
         family: Family,
         saved: &Saved,
         rules: Option<&Rules>,
-    ) -> Result<bool, Failure> {
-        let scripts = Table::ALL.map(|table| script(table, saved.of(table), rules));
-        let text: String = scripts.into_iter().flatten().collect();
+    ) -> Result<u32, Failure> {
+        let scripts: Vec<String> =
+            Table::ALL.iter().filter_map(|table| script(*table, saved.of(*table), rules)).collect();
+        let text = scripts.concat();
         if text.is_empty() {
-            return Ok(false);
+            return Ok(0);
         }
         let args: &[&str] = match variant {
             Variant::Legacy => &["--noflush", LOCK],
@@ -89,7 +90,7 @@ impl Programs {
             Variant::Nft => &["--noflush"],
         };
         program::run(&self.name(variant, family, "restore"), args, &text).await?;
-        Ok(true)
+        Ok(scripts.len() as u32)
     }
 }
 
@@ -128,6 +129,11 @@ impl Saved {
     /// What of it is ours.
     pub(super) fn ours(&self) -> Vec<String> {
         Table::ALL.iter().flat_map(|table| ours(*table, self.of(*table))).map(str::to_owned).collect()
+    }
+
+    /// Whether what is ours is exactly this.
+    pub(super) fn holds(&self, rules: &Rules) -> bool {
+        Table::ALL.iter().all(|table| script(*table, self.of(*table), Some(rules)).is_none())
     }
 
     /// Whether anybody has rules or chains here.

@@ -39,6 +39,11 @@ impl Nft {
     }
 }
 
+/// Number of the last transaction; `None` when the kernel has no nf_tables.
+pub(super) fn generation() -> Result<Option<u32>> {
+    survey::generation()
+}
+
 /// Puts a ruleset in force, in one transaction.
 pub(super) async fn load(script: &str) -> Result<(), Failure> {
     program::run("nft", &["-f", "-"], script).await.map(drop)

@@ -54,7 +54,7 @@ const COUNTER_PACKETS: u16 = 2;
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct Survey {
     /// Number of the last transaction; while it stays, nothing has changed.
-    pub(super) generation: Option<u32>,
+    pub(in super::super) generation: Option<u32>,
     /// Homes that hold anything under flannel's names, with a digest of what they say.
     pub(in super::super) homes: BTreeMap<Home, u64>,
     /// A digest of our own table, if there is one.
