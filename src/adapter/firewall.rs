@@ -168,7 +168,7 @@ impl Firewall {
         let renewal = RENEWAL.saturating_sub(self.renewed.elapsed());
         let guarded = self.guard.as_ref().is_some_and(|(guard, _)| guard.check.is_some());
         tokio::select! {
-            () = self.events.changed() => {}
+            () = self.events.changed(&self.nft) => {}
             () = tokio::time::sleep(poll), if legacy => {}
             () = tokio::time::sleep(renewal), if guarded => {}
         }

@@ -7,7 +7,8 @@ use tracing::warn;
 
 use super::data_path::DataPath;
 use super::state::State;
-use crate::adapter::netlink;
+use crate::adapter::{firewall, netlink};
+use crate::config::netconf::BackendConf;
 use crate::config::offload::Features;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::refusals::Refusals;
@@ -57,6 +58,25 @@ impl Gauges {
         }
         if let Some(text) = self.refusals.look(&state.shared.rx, Instant::now()) {
             warn!("{text}");
+        }
+    }
+}
+
+/// What the kernel has kept out of its tunnel.
+#[derive(Default)]
+pub(super) struct Doors {
+    seen: [u64; 2],
+}
+
+impl Doors {
+    pub(super) fn read(&mut self, state: &State) {
+        if !matches!(state.conf.backend, BackendConf::Vxlan(_)) {
+            return;
+        }
+        // Without a table there is nothing to count, and the pass over the kernel says why there is none.
+        let Ok(Some(now)) = firewall::guard_counters() else { return };
+        for ((counter, seen), now) in state.metrics.refused_by_kernel.iter().zip(&mut self.seen).zip(now) {
+            Metrics::follow(counter, seen, now);
         }
     }
 }

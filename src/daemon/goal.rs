@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use encap::{Family, Prefix};
+use encap::{Family, Prefix, SourceCheck};
 
 use super::state::State;
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::BackendConf;
-use crate::lease::ByFamily;
-use crate::plan::firewall::{Firewall, Manager, Masquerade};
+use crate::lease::{ByFamily, fib};
+use crate::plan::firewall::{Check, Firewall, Guard, Manager, Masquerade, Senders};
 use crate::plan::{Intent, Vtep};
 
 impl State {
@@ -75,7 +75,28 @@ impl State {
         let manager = if self.conf.enable_nftables { Manager::Nftables } else { Manager::Iptables };
         let masquerade = Masquerade { fully_random: !self.args.ip_masq_fully_random_disable };
         let masquerade = self.args.ip_masq.then_some(masquerade);
-        Firewall::new(manager, &self.conf.networks(), own, masquerade, self.args.iptables_forward_rules)
+        let networks = self.conf.networks();
+        let rules = Firewall::new(manager, &networks, own, masquerade, self.args.iptables_forward_rules);
+        Firewall { guard: self.guard(), ..rules }
+    }
+
+    /// The doors of the tunnel. Where this process unwraps packets it checks them itself.
+    fn guard(&self) -> Option<Guard> {
+        let check = |vni| Check {
+            vni,
+            networks: self.conf.networks(),
+            enforce: self.conf.source_check == SourceCheck::Enforce,
+        };
+        let (port, check) = match &self.conf.backend {
+            BackendConf::Udp { port } => (*port, None),
+            BackendConf::Vxlan(conf) => (conf.port, Some(check(conf.vni))),
+            BackendConf::HostGw => return None,
+        };
+        let snapshot = self.snapshot();
+        let senders =
+            fib::senders(&snapshot).map(|(addr, lease)| (addr, lease.prefixes().copied().collect()));
+        let check = check.filter(|_| self.conf.source_check != SourceCheck::Off);
+        Some(Guard { port, senders: Senders::new(senders), untracked: true, check })
     }
 
     /// The device that packets for peers leave by, for people.

@@ -24,6 +24,7 @@ use tokio::task::spawn_local;
 use tracing::{debug, info, warn};
 
 use self::forwarding::Forwarding;
+use self::gauges::Doors;
 use self::memory::{Memory, Recalling};
 use self::state::State;
 use crate::adapter::firewall::Firewall;
@@ -167,6 +168,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let mut programming = spawn_local(program(state.clone(), kernel));
     // One future for good: a source that is asked anew after every other event would lose its place.
     let mut following = pin!(follow(state, leases));
+    let mut doors = Doors::default();
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {
@@ -174,6 +176,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
             event = Forwarding::event(&mut forwarding) => event.handle(state, &mut forwarding),
             _ = fold.tick() => {
                 serve::fold(state);
+                doors.read(state);
                 if let Some(forwarding) = &mut forwarding {
                     forwarding.read_gauges(state).await;
                 }

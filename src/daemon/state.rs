@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use encap::{MacAddr, PeerId, Prefix};
+use encap::{MacAddr, PeerId, Prefix, SourceCheck};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
@@ -81,7 +81,11 @@ impl State {
         });
         let waiting = Some(format!("waiting for {source} to be read"));
         Ok(Self {
-            metrics: Metrics::new(shared.clone(), &Reason::LABELS)?,
+            metrics: Metrics::new(
+                shared.clone(),
+                conf.source_check == SourceCheck::Enforce,
+                &Reason::LABELS,
+            )?,
             peers: Peers::default(),
             health: RefCell::new(Health { waiting, ..Health::default() }),
             goals: watch::Sender::new(None),

@@ -1,8 +1,10 @@
 //! From leases to the forwarding table.
 
+use std::net::IpAddr;
+
 use encap::{Fib, NextHop, Owner, Prefix};
 
-use super::{OwnLease, Snapshot};
+use super::{Lease, OwnLease, Snapshot};
 
 /// The table for a snapshot: our own prefixes are local, a peer's go to its public address.
 ///
@@ -32,19 +34,23 @@ pub fn fib(snapshot: &Snapshot, networks: &[Prefix], tunnel_mtu: u16) -> Fib {
             }
         }
     }
-    // A later sender replaces an earlier one. A public address is checked to be one node's only, so
-    // it comes last; of the other addresses a node lists it may list anybody's, and the first keeps.
-    for lease in snapshot.peers.iter().rev() {
-        for addr in &lease.addresses {
-            builder.sender(*addr, lease.id);
-        }
-    }
-    for lease in &snapshot.peers {
-        for addr in lease.public_ips() {
-            builder.sender(addr, lease.id);
-        }
+    for (addr, lease) in senders(snapshot) {
+        builder.sender(addr, lease.id);
     }
     builder.build()
+}
+
+/// Whose packets come from which outer address. A later entry for an address replaces an earlier one: a public
+/// address is checked to be one node's only, so it comes last; of the other addresses a node lists it may list
+/// anybody's, and the first keeps.
+pub fn senders(snapshot: &Snapshot) -> impl Iterator<Item = (IpAddr, &Lease)> {
+    let listed = snapshot
+        .peers
+        .iter()
+        .rev()
+        .flat_map(|lease| lease.addresses.iter().map(move |addr| (*addr, &**lease)));
+    let public = snapshot.peers.iter().flat_map(|lease| lease.public_ips().map(move |addr| (addr, &**lease)));
+    listed.chain(public)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::api::ApiMetrics;
 use crate::config::offload::{Feature, Features};
 use crate::dataplane::{BATCH_BOUNDS, Lane, Shared};
 use crate::plan::Object;
+use crate::plan::firewall::guard;
 
 /// Metrics that the control plane keeps, and the registry that also reads the data path's counters.
 #[derive(Debug)]
@@ -47,20 +48,26 @@ pub struct Metrics {
     pub socket_overflows: IntCounter,
     /// Packets that the tunnel device's queue had no room for.
     pub tunnel_overflows: IntCounter,
+    /// Packets that the kernel has kept out of its tunnel, or counted only, in the order of [`guard::REASONS`].
+    pub refused_by_kernel: [IntCounter; 2],
     /// The daemon is ready.
     pub ready: IntGauge,
 }
 
 impl Metrics {
-    /// Registers everything. `refusals` are the labels that [`Metrics::refused`] can have.
-    pub fn new(shared: Arc<Shared>, refusals: &[&str]) -> Result<Self> {
+    /// Registers everything. `enforced`: what the kernel's checks refuse is dropped. `refusals` are the labels that [`Metrics::refused`] can have.
+    pub fn new(shared: Arc<Shared>, enforced: bool, refusals: &[&str]) -> Result<Self> {
         let registry = Registry::new();
         let metrics = Self::control_plane(&registry).context("cannot register metrics")?;
         for reason in refusals {
             metrics.refused.with_label_values(&[*reason]);
         }
         registry
-            .register(Box::new(DataPath { shared }))
+            .register(Box::new(DataPath {
+                shared,
+                refused_by_kernel: metrics.refused_by_kernel.clone(),
+                enforced,
+            }))
             .context("cannot register the data path's metrics")?;
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).context("cannot register process metrics")?;
@@ -128,6 +135,10 @@ impl Metrics {
                 "loden_tunnel_overflows_total",
                 "Packets that the kernel dropped because the tunnel device's queue was full",
             )?,
+            refused_by_kernel: [
+                IntCounter::new("unknown_sender", "Part of loden_drops_total")?,
+                IntCounter::new("spoofed_source", "Part of loden_drops_total")?,
+            ],
             ready: IntGauge::new("loden_ready", "1 while /readyz answers 200")?,
         };
         // Series that exist from the start can be alerted on before the first event.
@@ -181,6 +192,18 @@ impl Metrics {
 /// Reads the lanes at each scrape; nothing is counted twice.
 struct DataPath {
     shared: Arc<Shared>,
+    refused_by_kernel: [IntCounter; 2],
+    /// What the kernel refused it dropped, rather than counted only.
+    enforced: bool,
+}
+
+impl DataPath {
+    /// What the kernel refused for a reason, if that is what it did.
+    fn refused(&self, dropped: bool, lane: &str, reason: DropReason) -> u64 {
+        let at = guard::REASONS.iter().position(|name| *name == reason.as_str());
+        let count = at.filter(|_| lane == "rx" && dropped == self.enforced);
+        count.map_or(0, |at| self.refused_by_kernel[at].get())
+    }
 }
 
 impl Collector for DataPath {
@@ -194,12 +217,13 @@ impl Collector for DataPath {
         let each = |read: fn(&Lane) -> u64| {
             lanes.iter().map(|(name, lane)| counter(&[("direction", name)], read(lane))).collect()
         };
-        let by_reason = |read: fn(&Lane, DropReason) -> u64| {
+        let by_reason = |read: fn(&Lane, DropReason) -> u64, dropped: bool| {
             let pairs =
                 lanes.iter().flat_map(|lane| DropReason::ALL.iter().map(move |reason| (lane, *reason)));
             pairs
                 .map(|((name, lane), reason)| {
-                    counter(&[("direction", name), ("reason", reason.as_str())], read(lane, reason))
+                    let count = read(lane, reason) + self.refused(dropped, name, reason);
+                    counter(&[("direction", name), ("reason", reason.as_str())], count)
                 })
                 .collect()
         };
@@ -213,15 +237,15 @@ impl Collector for DataPath {
             ),
             family(
                 "loden_drops_total",
-                "Packets dropped by the daemon, by reason",
+                "Packets dropped by the daemon or by its rules before the kernel's tunnel, by reason",
                 MetricType::COUNTER,
-                by_reason(Lane::drops),
+                by_reason(Lane::drops, true),
             ),
             family(
                 "loden_source_check_flagged_total",
                 "Packets delivered that SourceCheck enforce would have dropped",
                 MetricType::COUNTER,
-                by_reason(Lane::flagged),
+                by_reason(Lane::flagged, false),
             ),
             family(
                 "loden_icmp_errors_sent_total",

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::survey::{CHAIN_HOOK, CHAIN_NAME, RULE_CHAIN, TABLE_NAME, concerns};
+use super::Nft;
+use super::survey::{CHAIN_HOOK, CHAIN_NAME, RULE_CHAIN, Survey, TABLE_NAME, concerns};
 use super::wire::{self, kind, messages, text};
 
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -25,11 +26,11 @@ impl FirewallEvents {
 
     /// Waits for a change to what is ours, to what calls it, or to a chain that packets pass. kube-proxy's work on
     /// its own chains wakes nobody. A lost event counts as a change.
-    pub(in super::super) async fn changed(&mut self) {
+    pub(in super::super) async fn changed(&mut self, nft: &Nft) {
         use netlink_sys::AsyncSocketExt as _;
         loop {
             match self.socket.recv_from_full().await {
-                Ok((buffer, _)) if messages(&buffer).any(|part| matters(&part)) => return,
+                Ok((buffer, _)) if messages(&buffer).any(|part| matters(&part, &nft.seen)) => return,
                 Ok(_) => {}
                 // ENOBUFS: the kernel could not keep up with telling us.
                 Err(_) => return,
@@ -38,18 +39,24 @@ impl FirewallEvents {
     }
 }
 
-fn matters(part: &wire::Part<'_>) -> bool {
+fn matters(part: &wire::Part<'_>, seen: &Survey) -> bool {
     let attributes = part.attributes();
     let get = |kind| wire::attribute(attributes, kind).and_then(text);
     let Some(table) = get(TABLE_NAME) else { return false };
+    // The kernel says of a new chain where it hangs, and of one that goes its name only.
+    let others = |chain: Option<&str>| {
+        seen.others
+            .iter()
+            .any(|(f, t, c)| *f == part.family() && t == table && chain.is_none_or(|chain| chain == c))
+    };
+    let concerns = |chain| concerns(part.family(), table, chain) || others(chain);
     match part.kind & 0xff {
-        kind::NEW_TABLE..=kind::DEL_TABLE => concerns(part.family(), table, None),
+        kind::NEW_TABLE..=kind::DEL_TABLE => concerns(None),
         kind::NEW_CHAIN..=kind::DEL_CHAIN => {
-            wire::attribute(attributes, CHAIN_HOOK).is_some()
-                || concerns(part.family(), table, get(CHAIN_NAME))
+            wire::attribute(attributes, CHAIN_HOOK).is_some() || concerns(get(CHAIN_NAME))
         }
-        kind::NEW_RULE..=kind::DEL_RULE => concerns(part.family(), table, get(RULE_CHAIN)),
+        kind::NEW_RULE..=kind::DEL_RULE => concerns(get(RULE_CHAIN)),
         // Sets and their elements.
-        _ => concerns(part.family(), table, Some("")),
+        _ => concerns(Some("")),
     }
 }

@@ -3,7 +3,7 @@
 //! Rules are reduced to digests of what they say. Counters, handles and positions are left out, so a rule that
 //! somebody removed and put back as it was is no change, and packets that pass are none either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Result;
@@ -61,6 +61,8 @@ pub(in super::super) struct Survey {
     pub(in super::super) own_table: Option<u64>,
     /// What others have put in the way.
     pub(in super::super) foreign: Foreign,
+    /// Chains of others on our packets' way, by family, table and name.
+    pub(super) others: BTreeSet<(u8, String, String)>,
     /// Kubernetes has chains in iptables over nf_tables.
     pub(in super::super) kubernetes: bool,
     /// There are tables of iptables over nf_tables.
@@ -158,6 +160,9 @@ fn look() -> Result<Survey> {
                 found.foreign.obstacles.extend(iptables_obstacles(&chain, family, table, &rules));
                 continue;
             }
+        }
+        if matches!(chain.hook, Some(NF_INET_FORWARD | NF_INET_LOCAL_IN)) {
+            found.others.insert((chain.family, chain.table.clone(), chain.name.clone()));
         }
         match chain.hook {
             Some(NF_INET_FORWARD) => found.foreign.obstacles.extend(obstacle(&chain)?),
