@@ -22,7 +22,7 @@ use crate::telemetry::health::Readiness;
 use crate::telemetry::log::LogControl;
 
 /// Wishes for no traffic rules.
-const NO_RULES: Firewall = Firewall { manager: Manager::Iptables, rules: Vec::new() };
+const NO_RULES: Firewall = Firewall { manager: Manager::Iptables, rules: Vec::new(), guard: None };
 
 /// Folds the data path's counters into the state of each peer.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
