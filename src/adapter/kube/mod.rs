@@ -7,6 +7,8 @@
 
 mod backoff;
 mod client;
+#[cfg(test)]
+mod convergence;
 mod nodes;
 pub mod publish;
 mod sync;

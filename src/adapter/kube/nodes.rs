@@ -42,8 +42,8 @@ impl LeaseSource for KubeNodes {
     }
 }
 
-struct Nodes {
-    prefix: AnnotationPrefix,
+pub(super) struct Nodes {
+    pub(super) prefix: AnnotationPrefix,
 }
 
 impl Kind for Nodes {

@@ -50,8 +50,9 @@ const STEADY: Duration = Duration::from_secs(5);
 const PAGE_PAUSE: RangeInclusive<u64> = 0..=50;
 /// A hundred thousand objects; beyond that somebody plays with us.
 const PAGES: u32 = 200;
-/// So many lists that are older than what was seen are a history that was set back.
-const READINGS: u32 = 3;
+/// So many lists in a row that are older than what was seen, none older than the one before, are a history that was set
+/// back.
+pub(super) const READINGS: u32 = 5;
 /// A server that starts answers 401 and 403 until it has read its roles. If it goes on for longer, it means it.
 const WARM_UP: u32 = 3;
 /// A server asks to be left alone for a second, or a minute; longer it will not be believed.
@@ -105,8 +106,9 @@ pub(super) struct Sync<K: Kind> {
     at: Option<String>,
     /// The newest version that was ever seen.
     seen: Option<String>,
-    /// Lists in a row that were older than that.
+    /// Lists in a row that were older than that, and the version of the last.
     doubts: u32,
+    doubted: String,
     /// When everything was last read.
     listed: Option<Instant>,
     /// The streaming list that was just refused is read page by page.
@@ -124,13 +126,16 @@ pub(super) struct Sync<K: Kind> {
     troubled: bool,
 }
 
+/// What a streaming list has said of each object: the version, and what it is; `None` for one that was deleted since.
+type Initial<F> = BTreeMap<String, (Option<String>, Option<F>)>;
+
 enum Phase<F> {
     /// Nothing is open.
     Idle { pause: Duration },
     /// A list is being read page by page.
     Paging { next: String, pages: u32, all: Vec<F> },
     /// A watch was asked for, or its initial part is being read.
-    Opening { whole: bool, lasts: Duration, all: BTreeMap<String, F> },
+    Opening { whole: bool, lasts: Duration, all: Initial<F> },
     /// A watch runs.
     Following { since: Instant, until: Instant, proven: bool, spoke: bool },
 }
@@ -145,6 +150,7 @@ impl<K: Kind> Sync<K> {
             at: None,
             seen,
             doubts: 0,
+            doubted: String::new(),
             listed: None,
             paged: false,
             no_stream_until: None,
@@ -238,27 +244,26 @@ impl<K: Kind> Sync<K> {
     ) -> Result<Option<News<K::Facts>>, Trouble> {
         match (&mut self.phase, event) {
             (_, WatchEvent::Error(status)) => Err(Trouble::status(&status)),
-            (Phase::Opening { all, lasts, .. }, event) => match event {
-                WatchEvent::Bookmark(bookmark) if ends_list(&bookmark) => {
-                    let (all, lasts) = (std::mem::take(all), *lasts);
-                    let all = all.into_values().collect();
-                    let news = self.complete(&bookmark.metadata.resource_version, all, now)?;
-                    self.phase =
-                        Phase::Following { since: now, until: now + lasts, proven: true, spoke: true };
-                    Ok(Some(news))
+            (Phase::Opening { all, lasts, .. }, WatchEvent::Bookmark(bookmark)) => {
+                if !ends_list(&bookmark) {
+                    return Ok(None);
                 }
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    let key = K::key(&object);
-                    all.extend(self.kind.facts(object).map(|facts| (key, facts)));
-                    Ok(None)
-                }
-                // Changes of the moment may come before the end of the list.
-                WatchEvent::Deleted(object) => {
-                    all.remove(&K::key(&object));
-                    Ok(None)
-                }
-                WatchEvent::Bookmark(_) | WatchEvent::Error(_) => Ok(None),
-            },
+                let (all, lasts) = (std::mem::take(all), *lasts);
+                let all = all.into_values().filter_map(|(_, facts)| facts).collect();
+                let news = self.complete(&bookmark.metadata.resource_version, all, now)?;
+                self.phase = Phase::Following { since: now, until: now + lasts, proven: true, spoke: true };
+                Ok(Some(news))
+            }
+            // Changes of the moment may come before the end of the list, and of one object the newest counts.
+            (Phase::Opening { all, .. }, WatchEvent::Deleted(object)) => {
+                note(all, K::key(&object), K::version(&object), None);
+                Ok(None)
+            }
+            (Phase::Opening { all, .. }, WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                let (key, version) = (K::key(&object), K::version(&object).map(str::to_owned));
+                note(all, key, version.as_deref(), self.kind.facts(object));
+                Ok(None)
+            }
             (_, WatchEvent::Bookmark(bookmark)) => {
                 self.advance(Some(&bookmark.metadata.resource_version))?;
                 Ok(self.accepted())
@@ -312,7 +317,9 @@ impl<K: Kind> Sync<K> {
         if let Some(seen) = &self.seen
             && !compare(version, seen).is_some_and(Ordering::is_ge)
         {
-            self.doubts += 1;
+            let agrees = compare(version, &self.doubted).is_none_or(Ordering::is_ge);
+            self.doubts = if agrees { self.doubts + 1 } else { 1 };
+            version.clone_into(&mut self.doubted);
             if self.doubts < READINGS {
                 return Err(Trouble::new(Cause::Stale, &format!("version {version}, seen was {seen}")));
             }
@@ -431,6 +438,14 @@ impl<K: Kind> Sync<K> {
 impl<F> Phase<F> {
     fn idle() -> Self {
         Self::Idle { pause: Duration::ZERO }
+    }
+}
+
+fn note<F>(all: &mut Initial<F>, key: String, version: Option<&str>, facts: Option<F>) {
+    let known = all.get(&key).and_then(|(known, _)| known.as_deref());
+    let order = version.zip(known).and_then(|(version, known)| compare(version, known));
+    if order != Some(Ordering::Less) {
+        all.insert(key, (version.map(str::to_owned), facts));
     }
 }
 

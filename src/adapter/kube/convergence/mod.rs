@@ -1,0 +1,526 @@
+//! Whatever happens to the Nodes, to the API server, to its answers and to us: no peer is lost on the way, and in the
+//! end the state is that of a fresh start.
+//!
+//! Pure code throughout: [`Sync`], the cache, the index and the forwarding table against a [`Server`] that is a model,
+//! in a time that jumps. `LODEN_STEPS` is the number of steps (100,000), `LODEN_SEED` the seed, which a failure names.
+
+mod server;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use encap::{Owner, Prefix};
+use fastrand::Rng;
+use kube::core::{Status, WatchEvent};
+use serde_json::json;
+
+use self::server::{Server, Shape};
+use super::client::{Page, PageMeta};
+use super::nodes::Nodes;
+use super::sync::{Ask, READINGS, Sync};
+use super::trouble::{Cause, Trouble};
+use crate::config::AnnotationPrefix;
+use crate::config::netconf::NetConf;
+use crate::lease::cache::{self, Remembered, Scope};
+use crate::lease::{IndexConfig, LeaseIndex, NodeFacts, NodeObject, OwnLease, Snapshot, fib};
+use crate::ports::LeaseEvent;
+
+const STEPS: u32 = 100_000;
+/// After so many steps faults end for a moment, and everything has to be right.
+const EPOCH: u32 = 150;
+const PEERS: u8 = 12;
+const PAGE: usize = 4;
+/// Without faults everything is right after this time: a silent watch is found after at most 25 s here, a list may have
+/// to be read three times, and a server in need may have asked for a minute.
+const HEALED: Duration = Duration::from_secs(120);
+
+type Event = WatchEvent<NodeObject>;
+
+/// The server's side of an open watch.
+struct Watch {
+    queue: VecDeque<Rc<str>>,
+    at: u64,
+    until: Instant,
+    bookmarked: bool,
+    /// Nothing comes through any more, and nobody says so.
+    dead: bool,
+}
+
+struct World {
+    rng: Rng,
+    now: Instant,
+    faults: bool,
+    /// Lists from the past in a row.
+    stale: u32,
+    server: Server,
+    sync: Sync<Nodes>,
+    watch: Option<Watch>,
+    index: LeaseIndex,
+    /// Which incarnation of a Node each lease in force is from.
+    learned: BTreeMap<String, String>,
+    /// What is to be recalled if the server is not there.
+    recalled: Option<Remembered>,
+    disk: Option<String>,
+    counts: BTreeMap<&'static str, u32>,
+}
+
+fn conf() -> NetConf {
+    NetConf::parse(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap().0
+}
+
+fn index() -> LeaseIndex {
+    let conf = conf();
+    LeaseIndex::new(IndexConfig {
+        own_node: "own".into(),
+        networks: conf.networks(),
+        backend: conf.backend,
+        managed_only: true,
+    })
+}
+
+fn scope() -> Scope {
+    let text = String::new;
+    Scope {
+        node: "own".into(),
+        server: text(),
+        authority: text(),
+        networks: text(),
+        backend: text(),
+        prefix: text(),
+    }
+}
+
+fn nodes() -> Nodes {
+    Nodes { prefix: AnnotationPrefix::default() }
+}
+
+fn event(line: &str) -> Event {
+    serde_json::from_str(line).unwrap()
+}
+
+fn object(json: &str) -> NodeObject {
+    serde_json::from_str(json).unwrap()
+}
+
+fn bookmark(version: u64, end: bool) -> Rc<str> {
+    let annotations = if end { json!({ "k8s.io/initial-events-end": "true" }) } else { json!({}) };
+    json!({ "type": "BOOKMARK", "object": { "kind": "Node", "apiVersion": "v1",
+        "metadata": { "resourceVersion": version.to_string(), "annotations": annotations } } })
+    .to_string()
+    .into()
+}
+
+fn status(code: u16) -> Trouble {
+    Trouble::status(&Status { code, ..Status::default() })
+}
+
+/// A peer's name, prefixes, and where its packets go, as the forwarding table says.
+type View = BTreeMap<String, (Vec<Prefix>, String)>;
+
+fn view(snapshot: &Snapshot) -> View {
+    let conf = conf();
+    let fib = fib::fib(snapshot, &conf.networks(), 1450);
+    let peers = snapshot.peers.iter().map(|lease| {
+        let prefixes: Vec<Prefix> = lease.prefixes().copied().collect();
+        let to = prefixes.first().and_then(|prefix| fib.lookup(prefix.addr())).map(|owner| match owner {
+            Owner::Peer(hop) => {
+                format!("{} {:?} {} {:?}", hop.addr, hop.mac, hop.mtu, fib.sender(hop.addr) == Some(hop.peer))
+            }
+            other => format!("{other:?}"),
+        });
+        (lease.node.clone(), (prefixes, to.unwrap_or_default()))
+    });
+    let mut view: View = peers.collect();
+    if let OwnLease::Ready(prefixes) = &snapshot.own {
+        view.insert("own".into(), (prefixes.clone(), String::new()));
+    }
+    view
+}
+
+impl World {
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as a starting point")]
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let sync = Sync::new(nodes(), None, Rng::with_seed(rng.u64(..)));
+        let mut world = Self {
+            rng,
+            now: Instant::now(),
+            faults: true,
+            stale: 0,
+            server: Server::new(),
+            sync,
+            watch: None,
+            index: index(),
+            learned: BTreeMap::new(),
+            recalled: None,
+            disk: None,
+            counts: BTreeMap::new(),
+        };
+        world.server.put(Shape { number: 0, prefix: 0, address: 0, mac: 0 });
+        world
+    }
+
+    fn chance(&mut self, per_mille: u16) -> bool {
+        self.rng.u16(..1000) < per_mille
+    }
+
+    fn fault(&mut self, name: &'static str, per_mille: u16) -> bool {
+        let comes = self.faults && self.chance(per_mille);
+        if comes {
+            *self.counts.entry(name).or_default() += 1;
+        }
+        comes
+    }
+
+    fn step(&mut self) {
+        match self.rng.u8(..100) {
+            0..70 => self.interact(),
+            70..94 => self.change(),
+            94..96 => self.server.tick(),
+            96 => self.server.up = self.fault("the server goes away", 500) ^ true,
+            97 => self.server.streams = self.fault("streaming lists end", 300) ^ true,
+            98 if self.fault("the server starts anew", 300) => {
+                self.server.forget();
+                self.watch = self.watch.take().map(|watch| Watch { dead: true, ..watch });
+            }
+            98 => self.save(),
+            _ if self.fault("we crash", 200) => self.crash(),
+            _ => {}
+        }
+    }
+
+    fn change(&mut self) {
+        let number = self.rng.u8(1..=PEERS);
+        if self.chance(300) {
+            self.server.delete(number);
+        } else {
+            let (prefix, address, mac) = (self.rng.u8(..2), self.rng.u8(..3), self.rng.u8(..2));
+            self.server.put(Shape { number, prefix, address, mac });
+        }
+    }
+
+    fn save(&mut self) {
+        if self.index.facts().len() > 0 {
+            self.disk = Some(cache::render(&scope(), "", self.sync.seen(), self.index.facts()));
+        }
+    }
+
+    /// The next daemon finds what is on disk, which a crash of the machine may have damaged.
+    fn crash(&mut self) {
+        let mut disk = self.disk.clone().unwrap_or_default().into_bytes();
+        if !disk.is_empty() && self.fault("the cache is damaged", 200) {
+            let at = self.rng.usize(..disk.len());
+            disk[at] ^= 1 << self.rng.u8(..8);
+            assert!(cache::parse(&disk, &scope()).is_err(), "a damaged cache was taken");
+        }
+        self.recalled = cache::parse(&disk, &scope()).ok();
+        let seen = self.recalled.as_ref().and_then(|recalled| recalled.version.clone());
+        self.sync = Sync::new(nodes(), seen, Rng::with_seed(self.rng.u64(..)));
+        self.index = index();
+        self.learned.clear();
+        self.watch = None;
+    }
+
+    /// One question to the server, and its answer.
+    fn interact(&mut self) {
+        let step = self.sync.next(self.now);
+        self.now += step.pause;
+        let outcome = match step.ask {
+            Ask::Watch { version, whole, lasts } => {
+                self.watch = None;
+                self.open(&version, whole, lasts)
+            }
+            Ask::Page(token) => {
+                self.watch = None;
+                self.page(token.as_deref())
+            }
+            Ask::Read(patience) => self.read(patience),
+        };
+        self.settle(outcome);
+    }
+
+    fn settle(&mut self, outcome: Result<Option<LeaseEvent>, Trouble>) {
+        let news = outcome.unwrap_or_else(|trouble| self.sync.failed(&trouble, self.now));
+        if let Some(news) = news {
+            self.hear(news);
+        }
+    }
+
+    fn refusal(&mut self) -> Option<Trouble> {
+        if !self.server.up {
+            self.now += Duration::from_millis(1);
+            return Some(Trouble::new(Cause::Refused, ""));
+        }
+        if self.fault("a request is not answered", 15) {
+            self.now += Duration::from_secs(10);
+            return Some(Trouble::new(Cause::Timeout, ""));
+        }
+        for (name, code) in [("401", 401), ("403", 403), ("500", 500), ("503", 503), ("410", 410)] {
+            if self.fault(name, 20) {
+                return Some(status(code));
+            }
+        }
+        if self.fault("429", 20) {
+            return Some(Trouble { retry_after: Duration::from_secs(self.rng.u64(..5)), ..status(429) });
+        }
+        let odd = [("a reset", Cause::Closed), ("an answer that is garbage", Cause::BadAnswer)];
+        odd.into_iter().find_map(|(name, cause)| self.fault(name, 20).then(|| Trouble::new(cause, "")))
+    }
+
+    fn open(&mut self, version: &str, whole: bool, lasts: Duration) -> Result<Option<LeaseEvent>, Trouble> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        let (mut queue, mut at) = (VecDeque::new(), 0);
+        if whole {
+            if !self.server.streams {
+                return Err(status(if self.chance(500) { 422 } else { 500 }));
+            }
+            let (version, nodes) = self.list();
+            queue.extend(
+                nodes.values().map(|node| format!("{{\"type\":\"ADDED\",\"object\":{}}}", node.json).into()),
+            );
+            queue.push_back(bookmark(version, true));
+            at = version;
+        } else {
+            at = at.max(version.parse().unwrap());
+            if !self.server.remembers(at) {
+                return Err(status(410));
+            }
+        }
+        self.watch = Some(Watch { queue, at, until: self.now + lasts, bookmarked: false, dead: false });
+        self.sync.opened(self.now);
+        Ok(None)
+    }
+
+    /// What a list says: the present, or the past.
+    fn list(&mut self) -> (u64, server::Nodes) {
+        // More of them in a row are taken for a history that was set back.
+        if self.stale < READINGS - 1 && self.fault("a list from the past", 150) {
+            self.stale += 1;
+            let back = self.rng.usize(..20);
+            return self.server.some_time_ago(back);
+        }
+        self.stale = 0;
+        (self.server.version, self.server.nodes.clone())
+    }
+
+    fn page(&mut self, token: Option<&str>) -> Result<Option<LeaseEvent>, Trouble> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        let (version, from, nodes) = match token.and_then(|token| token.split_once(':')) {
+            None => {
+                let (version, nodes) = self.list();
+                (version, 0, nodes)
+            }
+            Some((version, from)) => {
+                let version = version.parse().unwrap();
+                (version, from.parse().unwrap(), self.server.at(version).ok_or_else(|| status(410))?)
+            }
+        };
+        let items: Vec<NodeObject> =
+            nodes.values().skip(from).take(PAGE).map(|node| object(&node.json)).collect();
+        let next = (from + items.len() < nodes.len()).then(|| format!("{version}:{}", from + PAGE));
+        let metadata = PageMeta { resource_version: version.to_string(), next };
+        self.sync.page(Page { metadata, items }, self.now)
+    }
+
+    fn read(&mut self, patience: Duration) -> Result<Option<LeaseEvent>, Trouble> {
+        let Some(mut watch) = self.watch.take() else { return self.sync.ended(self.now) };
+        if !self.server.up {
+            return self.sync.ended(self.now);
+        }
+        watch.dead |= self.fault("a watch falls silent", 3);
+        if watch.dead {
+            self.now += patience;
+            self.watch = Some(watch);
+            return self.sync.silent();
+        }
+        if !self.server.remembers(watch.at) {
+            // A client that is too slow is hung up on.
+            return self.sync.ended(self.now);
+        }
+        let line = watch.queue.pop_front().or_else(|| {
+            let (version, line) = self.server.after(watch.at)?;
+            watch.at = version;
+            Some(line)
+        });
+        let Some(line) = line else { return self.wait(watch, patience) };
+        self.now += Duration::from_millis(1);
+        if let Some(failure) = self.spoil() {
+            return failure;
+        }
+        let again = self.fault("an event twice", 20).then(|| line.clone());
+        // Within a list nobody could tell it from a part of the list.
+        let old = if watch.queue.is_empty() && self.fault("an old event again", 20) {
+            let back = self.rng.usize(..10);
+            self.server.old(back)
+        } else {
+            None
+        };
+        let mut lines = vec![line];
+        if watch.queue.is_empty()
+            && self.fault("two events change places", 20)
+            && let Some((version, next)) = self.server.after(watch.at)
+        {
+            watch.at = version;
+            lines.insert(0, next);
+        }
+        self.watch = Some(watch);
+        for line in lines.into_iter().chain(again).chain(old) {
+            match self.sync.said(event(&line), self.now) {
+                Ok(Some(news)) => self.hear(news),
+                Ok(None) => {}
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(None)
+    }
+
+    fn spoil(&mut self) -> Option<Result<Option<LeaseEvent>, Trouble>> {
+        for (name, code) in [("410 within a watch", 410), ("500 within a watch", 500)] {
+            if self.fault(name, 10) {
+                return Some(Err(status(code)));
+            }
+        }
+        if self.fault("a line that is garbage", 10) {
+            return Some(Err(Trouble::new(Cause::BadAnswer, "")));
+        }
+        // A line that is cut short is none.
+        self.fault("a watch is cut", 20).then(|| self.sync.ended(self.now))
+    }
+
+    /// Nothing happens in the cluster: the next thing is a bookmark, the end that was agreed on, or our patience.
+    fn wait(&mut self, mut watch: Watch, patience: Duration) -> Result<Option<LeaseEvent>, Trouble> {
+        let due = if watch.bookmarked { watch.until } else { watch.until - Duration::from_secs(2) };
+        if due > self.now + patience {
+            self.now += patience;
+            self.watch = Some(watch);
+            return self.sync.silent();
+        }
+        self.now = self.now.max(due);
+        if watch.bookmarked {
+            return self.sync.ended(self.now);
+        }
+        watch.bookmarked = true;
+        watch.at = self.server.version;
+        let line = bookmark(self.server.version, false);
+        self.watch = Some(watch);
+        self.sync.said(event(&line), self.now)
+    }
+
+    fn hear(&mut self, news: LeaseEvent) {
+        if let LeaseEvent::Trouble(_) = &news
+            && let Some(recalled) = self.recalled.take()
+        {
+            self.index.reset(recalled.nodes);
+            self.learn();
+        }
+        match news {
+            LeaseEvent::Reset(all) => {
+                self.recalled = None;
+                self.index.reset(all)
+            }
+            LeaseEvent::Apply(node) => self.index.apply(*node),
+            LeaseEvent::Delete(name) => self.index.delete(&name),
+            LeaseEvent::Restored | LeaseEvent::Trouble(_) | LeaseEvent::Remembered(..) => return,
+        };
+        self.learn();
+    }
+
+    /// Whoever has lost a lease must have been deleted since it was learned.
+    fn learn(&mut self) {
+        let snapshot = self.index.snapshot();
+        let uids: BTreeMap<&str, &NodeFacts> =
+            self.index.facts().map(|facts| (facts.name.as_str(), facts)).collect();
+        let now: BTreeMap<String, String> = snapshot
+            .peers
+            .iter()
+            .map(|lease| (lease.node.clone(), uids[lease.node.as_str()].uid.clone()))
+            .collect();
+        for (name, uid) in self.learned.iter().filter(|(name, _)| !now.contains_key(*name)) {
+            let alive = self.server.nodes.get(name).map(|node| node.incarnation.to_string());
+            assert_ne!(alive.as_ref(), Some(uid), "{name} lost its lease although it was there all the time");
+        }
+        self.learned = now;
+    }
+
+    /// Without faults, everything is right soon, and stays so.
+    fn heal(&mut self) -> Duration {
+        self.faults = false;
+        self.server.up = true;
+        let start = self.now;
+        let truth = {
+            let mut fresh = index();
+            fresh.reset(
+                self.server
+                    .nodes
+                    .values()
+                    .filter_map(|node| object(&node.json).facts(&AnnotationPrefix::default()).ok())
+                    .collect(),
+            );
+            view(&fresh.snapshot())
+        };
+        let healed =
+            loop {
+                self.interact();
+                let took = self.now - start;
+                // A watch that is dead and a list under way may happen to fit already.
+                if self.watch.as_ref().is_some_and(|watch| {
+                    !watch.dead && watch.queue.is_empty() && watch.at >= self.server.version
+                }) && view(&self.index.snapshot()) == truth
+                {
+                    break took;
+                }
+                let state = view(&self.index.snapshot());
+                assert!(
+                    took < HEALED,
+                    "after {took:?} without a fault it is still\n{state:#?}\nand should be\n{truth:#?}"
+                );
+            };
+        self.save();
+        let remembered = cache::parse(self.disk.as_ref().unwrap().as_bytes(), &scope()).unwrap();
+        let mut from_cache = index();
+        from_cache.reset(remembered.nodes);
+        assert_eq!(view(&from_cache.snapshot()), truth, "a start from cache is another");
+        self.faults = true;
+        healed
+    }
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// Names seed and step when a check below panics.
+struct Named(u64, u32);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("LODEN_SEED={} failed at step {}", self.0, self.1);
+        }
+    }
+}
+
+#[test]
+fn any_history_ends_in_the_state_of_a_fresh_start() {
+    let (steps, seed) = (setting("LODEN_STEPS", STEPS.into()), setting("LODEN_SEED", 1));
+    let mut world = World::new(seed);
+    let mut named = Named(seed, 0);
+    let mut slowest = Duration::ZERO;
+    for step in 1..=steps {
+        named.1 = u32::try_from(step).unwrap_or(u32::MAX);
+        world.step();
+        if step % u64::from(EPOCH) == 0 {
+            slowest = slowest.max(world.heal());
+        }
+    }
+    println!("{steps} steps, seed {seed}: slowest healing {slowest:?}, faults {:?}", world.counts);
+    let kinds = world.counts.len();
+    assert!(steps < 10_000 || kinds >= 20, "only {kinds} kinds of fault came: {:?}", world.counts);
+}
