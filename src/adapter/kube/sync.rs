@@ -331,6 +331,8 @@ impl<K: Kind> Sync<K> {
         self.doubts = 0;
         self.listed = Some(now);
         self.may_start = true;
+        // The watch that begins with a list is a long one, and its silence has to be asked about again.
+        self.quiet = false;
         self.backoff.share_with(all.len());
         self.phase = Phase::idle();
         self.accepted();

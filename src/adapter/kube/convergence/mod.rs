@@ -31,9 +31,9 @@ const STEPS: u32 = 100_000;
 const EPOCH: u32 = 150;
 const PEERS: u8 = 12;
 const PAGE: usize = 4;
-/// Without faults everything is right after this time: a silent watch is found after at most 25 s here, a list may have
-/// to be read three times, and a server in need may have asked for a minute.
-const HEALED: Duration = Duration::from_secs(120);
+/// Without faults everything is right after this time: a silent watch is found after at most 25 s here, a list is read
+/// five times in case of doubt, and a server in need may have asked for some seconds.
+const HEALED: Duration = Duration::from_secs(60);
 
 type Event = WatchEvent<NodeObject>;
 
@@ -356,7 +356,7 @@ impl World {
         // Within a list nobody could tell it from a part of the list.
         let old = if watch.queue.is_empty() && self.fault("an old event again", 20) {
             let back = self.rng.usize(..10);
-            self.server.old(back)
+            self.server.before(watch.at, back)
         } else {
             None
         };

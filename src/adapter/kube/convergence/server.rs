@@ -149,9 +149,10 @@ impl Server {
         self.log.get(at).map(|entry| (entry.version, entry.line.clone()))
     }
 
-    /// An event of some time ago.
-    pub(super) fn old(&self, back: usize) -> Option<Rc<str>> {
-        self.log.iter().rev().nth(back).map(|entry| entry.line.clone())
+    /// An event of some time before a version. (One that comes too early could not be noticed: versions have gaps.)
+    pub(super) fn before(&self, version: u64, back: usize) -> Option<Rc<str>> {
+        let end = self.log.partition_point(|entry| entry.version < version);
+        self.log.get(end.checked_sub(back + 1)?).map(|entry| entry.line.clone())
     }
 
     /// The state at a version, if it is still known.

@@ -317,6 +317,17 @@ fn where_nothing_happens_watches_stay_short_until_something_does() {
 }
 
 #[test]
+fn a_list_in_a_silent_cluster_does_not_end_the_asking() {
+    let mut desk = Desk::following();
+    desk.now += Duration::from_secs(15);
+    desk.sync.silent().unwrap();
+    desk.opens("10", false);
+    desk.fails(&trouble(410));
+    desk.read_all(&[("b", 5)], 50).unwrap();
+    assert!(matches!(desk.ask(), Ask::Read(patience) if patience <= Duration::from_secs(15)));
+}
+
+#[test]
 fn a_server_that_warms_up_is_given_a_moment_and_one_that_means_it_is_named() {
     let mut desk = Desk::following();
     desk.fails(&Trouble::new(Cause::Closed, ""));
