@@ -430,6 +430,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// Attaches pods with links of `mtu` bytes to every node that has none, where no daemon says which MTU.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_pods_with(&mut self, mtu: u32) -> Result<()> {
+        let count = self.spec.pods_per_node;
+        self.nodes
+            .iter_mut()
+            .filter(|node| node.pods.is_empty())
+            .try_for_each(|node| node.attach_pods(count, mtu))
+    }
+
     /// Pods and plain routes between the nodes instead of an overlay: the same path without us.
     ///
     /// # Errors

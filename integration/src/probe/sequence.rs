@@ -1,0 +1,98 @@
+//! Datagrams that must come out as they went in: every byte, every one, in order.
+
+use std::net::UdpSocket;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::SockRef;
+
+use super::bulk::End;
+use super::udp::PATIENCE;
+use crate::netns::Netns;
+
+/// How much may be on its way at a time; a socket buffer of ordinary size holds it, headers and all.
+const WINDOW: usize = 32;
+
+/// Sends datagrams of the given sizes, one per call, and checks each that arrives.
+///
+/// # Errors
+/// When one is missing, changed, or out of order.
+pub fn in_order(from: End<'_>, to: End<'_>, sizes: &[usize]) -> Result<()> {
+    let (sender, receiver) = sockets(from, to)?;
+    let mut buffer = vec![0; 1 << 16];
+    let mut number = 0;
+    for window in sizes.chunks(WINDOW) {
+        for (at, size) in window.iter().enumerate() {
+            sender.send(&payload(number + at, *size)).with_context(|| format!("send {size} bytes"))?;
+        }
+        for size in window {
+            let length =
+                receiver.recv(&mut buffer).with_context(|| format!("number {number} of {size} bytes"))?;
+            ensure!(buffer[..length] == payload(number, *size), "not number {number} of {size} bytes came");
+            number += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Sends `total` bytes in one call, which the kernel makes datagrams of `segment` bytes of, and checks each that
+/// arrives.
+///
+/// # Errors
+/// When one is missing, changed, or out of order.
+pub fn segmented(from: End<'_>, to: End<'_>, segment: usize, total: usize) -> Result<()> {
+    let (sender, receiver) = sockets(from, to)?;
+    setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(segment)?)?;
+    let sent = payload(segment, total);
+    sender.send(&sent).with_context(|| format!("send {total} bytes by {segment}"))?;
+    let mut buffer = vec![0; 1 << 16];
+    for (number, part) in sent.chunks(segment).enumerate() {
+        let length =
+            receiver.recv(&mut buffer).with_context(|| format!("datagram {number} of {total}/{segment}"))?;
+        ensure!(buffer[..length] == *part, "datagram {number} of {total}/{segment} differs");
+    }
+    Ok(())
+}
+
+/// Packets of TCP, UDP and ICMP whose checksum the kernel of this namespace found wrong.
+///
+/// # Errors
+/// When the counters cannot be read.
+pub fn checksum_errors(ns: &Netns) -> Result<u64> {
+    let text = ns.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let mut errors = 0;
+    for pair in lines.chunks(2) {
+        let [names, values] = pair else { continue };
+        let found = names.iter().zip(values).filter(|(name, _)| **name == "InCsumErrors");
+        for (_, value) in found {
+            errors += value.parse::<u64>()?;
+        }
+    }
+    ensure!(text.contains("InCsumErrors"), "no counter of checksum errors in {text}");
+    Ok(errors)
+}
+
+fn sockets(from: End<'_>, to: End<'_>) -> Result<(UdpSocket, UdpSocket)> {
+    let receiver = to.ns.run(|| Ok(UdpSocket::bind((to.ip, 0))?))?;
+    receiver.set_read_timeout(Some(PATIENCE))?;
+    SockRef::from(&receiver).set_recv_buffer_size(4 << 20)?;
+    let address = receiver.local_addr()?;
+    let sender = from.ns.run(|| {
+        let sender = UdpSocket::bind((from.ip, 0))?;
+        sender.connect(address)?;
+        Ok(sender)
+    })?;
+    Ok((sender, receiver))
+}
+
+/// Bytes that tell number and size.
+fn payload(number: usize, size: usize) -> Vec<u8> {
+    let mut state = (number as u64) << 20 | size as u64;
+    (0..size)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect()
+}

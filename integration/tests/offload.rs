@@ -1,0 +1,191 @@
+//! Correct whatever is offloaded: every size, every combination of what two nodes do, and a kernel that lacks things.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use integration::probe::bulk::{self, End};
+use integration::probe::icmp;
+use integration::probe::sequence::{checksum_errors, in_order, segmented};
+use integration::suite::{Notes, Setup, Suite};
+use integration::topology::{Cluster, Wire};
+use integration::wait;
+use nix::sys::signal::Signal;
+
+/// What is switched off; nothing, each by itself, what older kernels lack, and everything.
+const SETTINGS: [&str; 8] = ["", "tso", "uso", "gso", "gro", "coalesce", "uso,gro", "all"];
+
+fn main() -> ExitCode {
+    Suite::<Lab>::new()
+        .check("every size from 1 to 3,000 and around every edge arrives whole and in order", sizes)
+        .check("what a pod sends in one piece arrives as the datagrams it stands for", pieces)
+        .check("every combination of offloads on two nodes carries the same bytes", combinations)
+        .check("the same on a wire that cuts segments", combinations_cut)
+        .check("each rung of the ladder does without what is switched off, and says so", rungs)
+        .check("no kernel counts a wrong checksum", checksums)
+        .check("what goes in comes out or is counted", accounts)
+        .main()
+}
+
+struct Lab {
+    cluster: Cluster,
+}
+
+impl Setup for Lab {
+    fn build() -> Result<Self> {
+        Ok(Self { cluster: Cluster::builder().nodes(2).pods_per_node(1).start()? })
+    }
+
+    fn explain(&self) -> String {
+        self.cluster.logs()
+    }
+}
+
+fn ends(cluster: &Cluster) -> Result<[End<'_>; 2]> {
+    let end = |name: &str| cluster.pod(name).map(|pod| End { ns: pod.ns(), ip: pod.ip() });
+    Ok([end("n1.a")?, end("n2.a")?])
+}
+
+/// Two around every edge: MTU, MSS, fragments, the largest datagram.
+fn edges() -> Vec<usize> {
+    let edges = [1232, 1420, 1440, 1444, 1472, 1500, 2 * 1448, 4096, 8972, 32_768, 65_507 - 4];
+    edges.into_iter().flat_map(|edge| edge - 2..=edge + 2).collect()
+}
+
+/// A thousand sizes that are the same in each run.
+fn random_sizes(count: usize) -> Vec<usize> {
+    let mut state = 88_172_645_463_325_252_u64;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            1 + (state % 9_000) as usize
+        })
+        .collect()
+}
+
+fn sizes(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    let [a, b] = ends(&lab.cluster)?;
+    let all: Vec<usize> = (1..=3000).chain(edges()).chain(random_sizes(1000)).collect();
+    in_order(a, b, &all)?;
+    let small: Vec<usize> = (1..=3000).rev().chain(random_sizes(1000)).chain(edges()).collect();
+    in_order(b, a, &small)?;
+    for size in [1, 56, 1444] {
+        icmp::ping(a.ns, b.ip, size).with_context(|| format!("ping of {size} bytes"))?;
+    }
+    notes.add(format!("{} datagrams each way", all.len()));
+    Ok(())
+}
+
+fn pieces(lab: &mut Lab, _: &Notes) -> Result<()> {
+    let [a, b] = ends(&lab.cluster)?;
+    for (segment, total) in
+        [(1400, 61_600), (1444, 1445), (1000, 50_500), (100, 6_400), (37, 2_000), (1444, 64_980)]
+    {
+        segmented(a, b, segment, total)?;
+        segmented(b, a, segment, total)?;
+    }
+    Ok(())
+}
+
+/// Restarts both daemons with these switched off.
+fn switch_off(cluster: &mut Cluster, off: [&str; 2]) -> Result<()> {
+    for (name, off) in ["n1", "n2"].into_iter().zip(off) {
+        let launch = cluster.launch(name)?.env("LODEN_OFFLOAD_DISABLE", off);
+        let node = cluster.node_mut(name)?;
+        if node.daemon().is_ok() {
+            node.stop_daemon(Signal::SIGTERM)?;
+        }
+        node.adopt(launch.spawn()?).wait_ready()?;
+    }
+    Ok(())
+}
+
+/// Bulk both ways, datagrams of all kinds of sizes, and datagrams sent in one piece.
+fn carries(cluster: &Cluster) -> Result<()> {
+    let [a, b] = ends(cluster)?;
+    let mut sizes = random_sizes(60);
+    sizes.extend([1, 1444, 1445, 100, 100, 100, 100, 60, 65_507]);
+    for (from, to) in [(a, b), (b, a)] {
+        let done = bulk::transfer(from, to, 1_000_000, |_| {})?;
+        ensure!(done.sent == done.received, "the stream changed");
+        in_order(from, to, &sizes)?;
+        segmented(from, to, 1400, 40_000)?;
+    }
+    Ok(())
+}
+
+/// Every setting here with each of `there`.
+fn pairs(cluster: &mut Cluster, there: &[&str]) -> Result<()> {
+    for other in there {
+        for one in SETTINGS {
+            switch_off(cluster, [one, other])?;
+            carries(cluster).with_context(|| format!("off here: {one:?}, off there: {other:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn combinations(lab: &mut Lab, _: &Notes) -> Result<()> {
+    pairs(&mut lab.cluster, &["", "tso", "gso", "gro", "coalesce", "all"])
+}
+
+fn combinations_cut(_: &mut Lab, _: &Notes) -> Result<()> {
+    let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).wire(Wire::Segmented).start()?;
+    pairs(&mut cluster, &["", "all"]).map_err(|error| error.context(cluster.logs()))?;
+    for pod in cluster.pods() {
+        ensure!(checksum_errors(pod.ns())? == 0, "wrong checksums in {}", pod.name());
+    }
+    Ok(())
+}
+
+fn rungs(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    let all = ["tso", "uso", "gso", "gro", "coalesce"];
+    let mut said = String::new();
+    for off in ["", "tso", "uso", "gso", "gro", "coalesce", "uso,gro", "gso,gro,uso", "all"] {
+        switch_off(&mut lab.cluster, [off, ""])?;
+        let metrics = lab.cluster.node("n1")?.daemon()?.metrics()?;
+        let active: Vec<&str> = all
+            .into_iter()
+            .filter(|name| metrics.sum("loden_offload_active", &[("offload", name)]) == 1.0)
+            .collect();
+        let gone = |name: &&str| off == "all" || off.split(',').any(|word| word == *name);
+        let expected: Vec<&str> = all.into_iter().filter(|name| !gone(name)).collect();
+        ensure!(active == expected, "off: {off:?}, in force: {active:?}");
+        carries(&lab.cluster)?;
+        let _ = write!(said, "[{off}] ");
+    }
+    notes.add(format!("switched off in turn: {said}"));
+    switch_off(&mut lab.cluster, ["", ""])
+}
+
+fn checksums(lab: &mut Lab, _: &Notes) -> Result<()> {
+    for pod in lab.cluster.pods() {
+        ensure!(checksum_errors(pod.ns())? == 0, "wrong checksums in {}", pod.name());
+    }
+    for node in lab.cluster.nodes() {
+        ensure!(checksum_errors(node.ns())? == 0, "wrong checksums in {}", node.name());
+    }
+    Ok(())
+}
+
+fn accounts(lab: &mut Lab, _: &Notes) -> Result<()> {
+    switch_off(&mut lab.cluster, ["", ""])?;
+    carries(&lab.cluster)?;
+    wait::until_true("both nodes' counters agree", || {
+        let read = |name: &str| lab.cluster.node(name)?.daemon()?.metrics();
+        let (n1, n2) = (read("n1")?, read("n2")?);
+        let sum = |metrics: &integration::metrics::Metrics, name: &str, direction: &str| {
+            metrics.sum(name, &[("direction", direction)])
+        };
+        let carried = "loden_packets_total";
+        let lost = sum(&n2, "loden_drops_total", "rx") + sum(&n1, "loden_drops_total", "rx");
+        Ok(sum(&n1, carried, "tx") > 0.0
+            && lost == 0.0
+            && sum(&n1, carried, "tx") == sum(&n2, carried, "rx")
+            && sum(&n2, carried, "tx") == sum(&n1, carried, "rx")
+            && sum(&n1, "loden_bytes_total", "tx") == sum(&n2, "loden_bytes_total", "rx"))
+    })?;
+    Ok(())
+}
