@@ -31,7 +31,9 @@ pub fn encapsulate_offloaded<T: FrameIo, U: SegmentIo>(
     let mut memory = vec![0; MEMORY].into_boxed_slice();
     let mut cutter = Cutter::new(shared);
     while !shared.stopped() {
-        if !cutter.turn(&mut memory, tun, udp, &now)? && tun.wait()? == Wake::Stop {
+        // Asked once more before waiting: a read that finds nothing costs less than `poll` does, and under load it finds
+        // something.
+        if cutter.turn(&mut memory, tun, udp, &now)? == 0 && tun.wait()? == Wake::Stop {
             break;
         }
     }
@@ -73,18 +75,18 @@ impl<'s> Cutter<'s> {
         }
     }
 
-    /// Reads and sends until the device is empty (`false`) or enough was done in one go (`true`).
+    /// Reads and sends until the device is empty or enough was done in one go; says how many packets that were.
     fn turn<T: FrameIo, U: SegmentIo>(
         &mut self,
         memory: &mut [u8],
         tun: &mut T,
         udp: &mut U,
         now: impl Fn() -> u64,
-    ) -> io::Result<bool> {
+    ) -> io::Result<usize> {
         let fib = self.shared.fib.load();
         self.runs.limit(if self.shared.offloads.has(Feature::Gso) { MAX_SEGMENTS } else { 1 });
         let (mut used, mut packets) = (0, 0);
-        let mut outcome = Ok(true);
+        let mut failure = None;
         for _ in 0..BATCH {
             if self.runs.is_full() || memory.len() - used < FRAME {
                 break;
@@ -99,13 +101,10 @@ impl<'s> Cutter<'s> {
                         used += len;
                     }
                 }
-                Ok(None) => {
-                    outcome = Ok(false);
-                    break;
-                }
+                Ok(None) => break,
                 // What was read before the device failed is still worth sending.
                 Err(error) => {
-                    outcome = Err(error);
+                    failure = Some(error);
                     break;
                 }
             }
@@ -114,7 +113,7 @@ impl<'s> Cutter<'s> {
         if packets > 0 {
             self.shared.tx.batch(packets);
         }
-        outcome
+        failure.map_or(Ok(packets), Err)
     }
 
     /// Sends a super-packet, or lets another packet wait. Says also how many packets it is on the wire.
