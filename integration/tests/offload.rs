@@ -128,7 +128,7 @@ fn pairs(cluster: &mut Cluster, there: &[&str]) -> Result<()> {
 }
 
 fn combinations(lab: &mut Lab, _: &Notes) -> Result<()> {
-    pairs(&mut lab.cluster, &["", "tso", "gso", "gro", "coalesce", "all"])
+    pairs(&mut lab.cluster, &["", "gso", "coalesce", "all"])
 }
 
 fn combinations_cut(_: &mut Lab, _: &Notes) -> Result<()> {
