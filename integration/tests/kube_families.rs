@@ -13,6 +13,7 @@ use integration::probe::reach;
 use integration::suite::{Notes, Setup, Suite};
 use integration::topology::Families;
 use integration::wait;
+use nix::sys::signal::Signal;
 
 fn main() -> ExitCode {
     Suite::<Dual>::new()
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         .check("a change in one family takes effect while the other is bad", one_bad)
         .check("a bad half is refused by name, and nothing else is touched", refused)
         .check("a MAC that another node has is refused, and free at once when that node goes", duplicate_mac)
+        .check("a device made anew gets the MAC of our own annotation, under another prefix too", own_mac)
         .main()
 }
 
@@ -241,4 +243,34 @@ fn duplicate_mac(dual: &mut Dual, _: &Notes) -> Result<()> {
     dual.0.server.delete_node("y")?;
     dual.wait("x", &dual.v4("192.168.99.9", 8), &dual.v6("fd00:99::9", 9))?;
     dual.restore()
+}
+
+/// In flannel a prefix with a word behind its slash loses the MAC with the device.
+fn own_mac(Dual(kube): &mut Dual, _: &Notes) -> Result<()> {
+    const PREFIX: &str = "example.com/net";
+    kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
+    kube.n1()?.ns().ip("link delete flannel.1\nlink delete flannel-v6.1")?;
+    kube.server.admit_prefix("example.com/net-")?;
+    let ours = |name: &str, mac| {
+        kube.server.annotate_node("n1", &format!("{PREFIX}-{name}"), Some(&data(1, mac))).map(drop)
+    };
+    ours("backend-data", 0x71)?;
+    ours("backend-v6-data", 0x72)?;
+    let launch = kube.cluster.launch("n1")?.set("--kube-annotation-prefix", PREFIX);
+    kube.cluster.node_mut("n1")?.adopt(launch.spawn()?).wait_ready()?;
+    for (name, mac) in [("flannel.1", 0x71), ("flannel-v6.1", 0x72)] {
+        let link = kube.n1()?.link(name)?.with_context(|| format!("no {name}"))?;
+        ensure!(link.contains(&device(mac)), "{link}");
+    }
+    kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
+    kube.server.admit_prefix("flannel.alpha.coreos.com/")?;
+    kube.cluster.start_daemon("n1")?;
+    kube.cluster.node_mut("n1")?.daemon_mut()?.wait_ready()?;
+    // What peers know by the usual prefix never changed.
+    let link = kube.n1()?.link("flannel.1")?.context("no flannel.1")?;
+    ensure!(link.contains(&kube.n1()?.vtep_mac()), "{link}");
+    wait::until_true("everybody reaches everybody again", || {
+        Ok(reach::pairs(&kube.cluster).all(|(from, to)| reach::check(from, to).is_ok()))
+    })?;
+    Ok(())
 }

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         .check("annotations that are removed or changed are put back", put_back)
         .check("a condition that is set back is cleared again", condition_again)
         .check("public-ip-overwrite is published, and a bad one is named", overwrite)
+        .check("node-public-ip chooses the interface, and is published", node_public_ip)
         .check("a Node that is deleted and created again is annotated again", created_again)
         .check("without --set-node-network-unavailable the condition is left alone", condition_left_alone)
         .check("with another prefix only its keys are written", other_prefix)
@@ -152,6 +153,24 @@ fn overwrite(kube: &mut Kube, _: &Notes) -> Result<()> {
     kube.set("n1", "public-ip-overwrite", None)?;
     wait_annotation(kube, "public-ip", "192.168.77.1")?;
     kube.wait_ready()?;
+    Ok(())
+}
+
+/// A second interface with an address of its own, which nothing else would choose.
+fn node_public_ip(kube: &mut Kube, _: &Notes) -> Result<()> {
+    let ns = kube.n1()?.ns().clone();
+    ns.ip("link add other type veth peer name otherend\nlink set other up\nlink set otherend up\n\
+           addr add 198.51.100.1/24 dev other")?;
+    kube.set("n1", "node-public-ip", Some("198.51.100.1"))?;
+    restart(kube, |launch| launch.unset("--iface"))?;
+    wait_annotation(kube, "public-ip", "198.51.100.1")?;
+    let log = kube.n1()?.daemon()?.log()?;
+    ensure!(log.contains("198.51.100.1 is on other"), "{log}");
+    kube.set("n1", "node-public-ip", None)?;
+    restart(kube, |launch| launch)?;
+    wait_annotation(kube, "public-ip", "192.168.77.1")?;
+    ns.ip("link delete other")?;
+    kube.cluster.node("n2")?.wait_lease("n1")?;
     Ok(())
 }
 

@@ -173,7 +173,7 @@ impl Reason {
             Self::Overlap { .. } => "give each node a podCIDR of its own; delete the Node that is no more",
             Self::NoAddress { .. } => "let the kubelet report an InternalIP, or set the annotation",
             Self::BadAddress(_) | Self::UnusableAddress(_) => {
-                "set the public-ip annotation to an address other nodes can send to, or remove it"
+                "set the public-ip (public-ipv6) annotation to an address other nodes can send to, or remove it"
             }
             Self::OwnAddress | Self::DuplicateAddress { .. } => {
                 "give each node a public-ip of its own; delete the Node that is no more"
