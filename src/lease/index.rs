@@ -73,21 +73,36 @@ impl LeaseIndex {
         }
     }
 
-    /// Says which addresses are this node's. A peer that claims one of them is refused from now on:
-    /// packets for it would come back to us.
+    /// Says which addresses are this node's. A peer that claims one of them is refused from now on, as packets for it
+    /// would come back to us, and so is one whose address is of a family that we have none of.
     pub fn set_own_addresses(&mut self, addresses: &[IpAddr]) -> Change {
         let addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
         if addresses == self.own_addresses {
             return Change::default();
         }
-        for ip in &addresses {
-            if let Some(tenancy) = self.claims.tenancy(*ip) {
-                let (name, families) = (Arc::clone(&tenancy.node), tenancy.halves);
-                families.iter().filter(|(_, has)| **has).for_each(|(family, _)| self.demote(&name, family));
-            }
-        }
         self.own_addresses = addresses;
+        let lost: Vec<_> = self.held().filter(|(_, _, ip)| self.out_of_reach(*ip).is_some()).collect();
+        lost.iter().for_each(|(name, family, _)| self.demote(name, *family));
         self.finish()
+    }
+
+    /// Every half that is held, with the address it is sent to.
+    fn held(&self) -> impl Iterator<Item = (Arc<str>, Family, IpAddr)> {
+        self.nodes.iter().flat_map(|(name, node)| {
+            node.sides
+                .iter()
+                .filter_map(|(family, side)| Some((Arc::clone(name), family, side.held.as_ref()?.public_ip?)))
+        })
+    }
+
+    /// Why nothing that we send can arrive at an address, whoever has it.
+    fn out_of_reach(&self, ip: IpAddr) -> Option<Reason> {
+        let own = &self.own_addresses;
+        if own.contains(&ip) {
+            return Some(Reason::OwnAddress);
+        }
+        let common = own.is_empty() || own.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+        (!common).then_some(Reason::NoCommonFamily)
     }
 
     /// Says which addresses our VXLAN devices have. A peer that claims one of them is refused from now on: the kernel
@@ -297,8 +312,8 @@ impl LeaseIndex {
                 facts.map_or("", |facts| check::address_field(facts, &self.config.backend, family))
             };
             let fault = |reason| Fault::new(field(), &ip.to_string(), reason);
-            if self.own_addresses.contains(&ip) {
-                return Err(fault(Reason::OwnAddress));
+            if let Some(reason) = self.out_of_reach(ip) {
+                return Err(fault(reason));
             }
             for (other, family) in self.others(name, ip) {
                 if self.insists(other, family, |theirs| theirs.public_ip == Some(ip)) {

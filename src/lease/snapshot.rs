@@ -86,6 +86,8 @@ pub enum Reason {
     UnusableAddress(&'static str),
     /// Our own address.
     OwnAddress,
+    /// An address of a family that our external interface has none of.
+    NoCommonFamily,
     /// An address that another node has.
     DuplicateAddress {
         /// The node that keeps it.
@@ -127,6 +129,7 @@ impl Reason {
             Self::BadAddress(_) => "bad_address",
             Self::UnusableAddress(_) => "unusable_address",
             Self::OwnAddress => "own_address",
+            Self::NoCommonFamily => "no_common_family",
             Self::DuplicateAddress { .. } => "duplicate_address",
             Self::BadBackendData(_) => "bad_backend_data",
             Self::NoVtepMac => "no_vtep_mac",
@@ -140,7 +143,7 @@ impl Reason {
     }
 
     /// Every label [`Self::as_str`] can give, so that metrics can begin at 0.
-    pub const LABELS: [&'static str; 17] = [
+    pub const LABELS: [&'static str; 18] = [
         "no_pod_cidr",
         "bad_pod_cidr",
         "outside_network",
@@ -149,6 +152,7 @@ impl Reason {
         "bad_address",
         "unusable_address",
         "own_address",
+        "no_common_family",
         "duplicate_address",
         "bad_backend_data",
         "no_vtep_mac",
@@ -177,6 +181,9 @@ impl Reason {
             }
             Self::OwnAddress | Self::DuplicateAddress { .. } => {
                 "give each node a public-ip of its own; delete the Node that is no more"
+            }
+            Self::NoCommonFamily => {
+                "give both nodes an address of one family, on the interface that --iface names or implies"
             }
             Self::NoVtepMac => {
                 "restart that node's daemon, which writes it, or enable the address family there too"
@@ -213,6 +220,9 @@ impl fmt::Display for Reason {
             }
             Self::UnusableAddress(kind) => write!(f, "is {kind}"),
             Self::OwnAddress => f.write_str("is our own address"),
+            Self::NoCommonFamily => {
+                f.write_str("is of a family that this node's external interface has no address of")
+            }
             Self::DuplicateAddress { with } => write!(f, "is the address of node {}", excerpt(with)),
             Self::NoVtepMac => f.write_str("has no VtepMAC"),
             Self::OtherVni { ours } => write!(f, "is of another network than ours, VNI {ours}"),

@@ -210,6 +210,21 @@ fn a_foreign_vtep_needs_no_more_than_a_mac() {
     assert_eq!(peer(&index.snapshot(), "lb").halves.v4, half("10.244.9.0/24", "192.168.77.9", 9));
 }
 
+/// Only the kernel could say so otherwise, packet by packet.
+#[test]
+fn an_address_of_a_family_that_we_have_none_of_is_refused() {
+    let mut index = index();
+    assert_eq!(index.set_own_addresses(&["192.168.77.1".parse().unwrap()]).changed, 1);
+    assert_eq!(reasons(&index.snapshot()), [("a", "no_common_family", false)]);
+    assert!(index.snapshot().refused[0].to_string().contains("public-ipv6 \"fd77::2\" is of a family"));
+    assert!(peer(&index.snapshot(), "a").halves.v4.is_some());
+    index.apply(dual("b", 3));
+    assert_eq!(reasons(&index.snapshot())[1], ("b", "no_common_family", false));
+    let both = ["192.168.77.1".parse().unwrap(), "fd77::1".parse().unwrap()];
+    assert_eq!(index.set_own_addresses(&both).changed, 2);
+    assert_eq!(reasons(&index.snapshot()), []);
+}
+
 /// In the UDP backend one address serves both families, and its fault is told once.
 #[test]
 fn over_udp_both_families_go_to_one_address() {
