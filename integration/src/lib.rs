@@ -19,6 +19,7 @@ pub mod apiserver;
 pub mod daemon;
 pub mod fault;
 pub mod fixture;
+pub mod forger;
 pub mod handmade;
 pub mod kernel_state;
 pub mod kube_feed;

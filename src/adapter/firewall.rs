@@ -13,6 +13,7 @@ use encap::Family;
 use tracing::{info, warn};
 
 use super::iptables::{self, Programs, Saved};
+pub use super::nft::GuardCounters;
 use super::nft::{self, FirewallEvents, Nft, Survey};
 use super::program::Failure;
 use crate::plan::firewall::iptables::random_fully;
@@ -317,9 +318,8 @@ impl Firewall {
     }
 }
 
-/// Packets that the guard has dropped or counted since its table was made, in the order of
-/// [`REASONS`](crate::plan::firewall::guard::REASONS); `None` without table.
-pub fn guard_counters() -> Result<Option<[u64; 2]>> {
+/// What the guard has dropped or counted; `None` without table, or with one that checks nothing.
+pub fn guard_counters() -> Result<Option<GuardCounters>> {
     nft::guard_counters()
 }
 

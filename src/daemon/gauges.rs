@@ -7,7 +7,8 @@ use tracing::warn;
 
 use super::data_path::DataPath;
 use super::state::State;
-use crate::adapter::{firewall, netlink};
+use crate::adapter::firewall::{self, GuardCounters};
+use crate::adapter::netlink;
 use crate::config::netconf::BackendConf;
 use crate::config::offload::Features;
 use crate::telemetry::metrics::Metrics;
@@ -63,20 +64,26 @@ impl Gauges {
 }
 
 /// What the kernel has kept out of its tunnel.
-#[derive(Default)]
 pub(super) struct Doors {
-    seen: [u64; 2],
+    seen: GuardCounters,
 }
 
 impl Doors {
+    /// From now on: what a table of an earlier daemon has counted is not ours to count again.
+    pub(super) fn new() -> Self {
+        Self { seen: firewall::guard_counters().ok().flatten().unwrap_or_default() }
+    }
+
     pub(super) fn read(&mut self, state: &State) {
         if !matches!(state.conf.backend, BackendConf::Vxlan(_)) {
             return;
         }
         // Without a table there is nothing to count, and the pass over the kernel says why there is none.
         let Ok(Some(now)) = firewall::guard_counters() else { return };
-        for ((counter, seen), now) in state.metrics.refused_by_kernel.iter().zip(&mut self.seen).zip(now) {
-            Metrics::follow(counter, seen, now);
+        let before = if self.seen.table == now.table { self.seen.packets } else { [0; 2] };
+        for ((counter, before), now) in state.metrics.refused_by_kernel.iter().zip(before).zip(now.packets) {
+            counter.inc_by(now.saturating_sub(before));
         }
+        self.seen = now;
     }
 }

@@ -161,6 +161,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
         }
         BackendConf::Vxlan(_) | BackendConf::HostGw => (None, None),
     };
+    let mut doors = Doors::new();
     let firewall = Firewall::new(Duration::from_secs(state.args.iptables_resync.into())).await?;
     let kernel = LinuxKernel::new(firewall, slot)?;
     state.set_external(external);
@@ -168,7 +169,6 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let mut programming = spawn_local(program(state.clone(), kernel));
     // One future for good: a source that is asked anew after every other event would lose its place.
     let mut following = pin!(follow(state, leases));
-    let mut doors = Doors::default();
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {

@@ -97,12 +97,26 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Binds `port` on all addresses of the namespace.
+    /// Binds `port` on all IPv4 addresses of the namespace.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn bind(ns: &Netns, port: u16) -> Result<Self> {
         let socket = ns.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?))?;
+        Ok(Self { socket })
+    }
+
+    /// Binds `port` on all IPv6 addresses of the namespace.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn bind6(ns: &Netns, port: u16) -> Result<Self> {
+        let socket = ns.run(|| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None)?;
+            socket.set_only_v6(true)?;
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+            Ok(socket.into())
+        })?;
         Ok(Self { socket })
     }
 

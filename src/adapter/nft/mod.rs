@@ -8,6 +8,7 @@ use anyhow::Result;
 use encap::Family;
 
 pub(super) use self::events::FirewallEvents;
+pub use self::survey::GuardCounters;
 pub(super) use self::survey::Survey;
 use self::survey::{
     CHAIN_NAME, ELEMENT_KEY, RULE_CHAIN, RULE_HANDLE, SET_ELEMENTS, SET_NAME, TABLE_NAME, number_of,
@@ -79,8 +80,8 @@ pub(super) fn renew_guard() -> Result<()> {
     wire::commit(vec![add(), element(kind::DEL_ELEMENT), add()])
 }
 
-/// Packets that each counter of our own table has seen, in the order of [`guard::REASONS`]; `None` without table.
-pub(super) fn guard_counters() -> Result<Option<[u64; 2]>> {
+/// What our own table has counted; `None` when there is none, or none with counters.
+pub(super) fn guard_counters() -> Result<Option<GuardCounters>> {
     survey::counters()
 }
 

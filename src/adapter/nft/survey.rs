@@ -22,6 +22,7 @@ const NFT_RETURN: u32 = -5_i32 as u32;
 
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and `NFTA_RULE_TABLE` are all attribute 1.
 pub(super) const TABLE_NAME: u16 = 1;
+const TABLE_HANDLE: u16 = 4;
 pub(super) const CHAIN_NAME: u16 = 3;
 pub(super) const CHAIN_HOOK: u16 = 4;
 pub(super) const RULE_CHAIN: u16 = 2;
@@ -199,20 +200,37 @@ fn members(set: &str) -> Result<u64> {
     Ok(sum)
 }
 
-/// Packets that each counter of our own table has seen, in the order of [`guard::REASONS`]; `None` without table.
-pub(super) fn counters() -> Result<Option<[u64; 2]>> {
-    let mut found = [None; 2];
+/// What our own table has counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GuardCounters {
+    /// Number of the table: one that took its place has another, and began at zero.
+    pub table: u64,
+    /// Packets, in the order of [`guard::REASONS`].
+    pub packets: [u64; 2],
+}
+
+/// What our own table has counted; `None` when there is none, or none with counters.
+pub(super) fn counters() -> Result<Option<GuardCounters>> {
+    let mut table = None;
+    wire::dump(Message::new(kind::GET_TABLE, NFPROTO_INET), |part| {
+        let get = |kind| wire::attribute(part.attributes(), kind);
+        if get(TABLE_NAME).and_then(text) == Some(OWN_TABLE) {
+            table = get(TABLE_HANDLE).and_then(wire::number64);
+        }
+    })?;
+    let mut packets = [None; 2];
     wire::dump(Message::new(kind::GET_OBJECT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE), |part| {
         let get = |kind| wire::attribute(part.attributes(), kind);
         let ours = get(TABLE_NAME).and_then(text) == Some(OWN_TABLE);
         let name = get(OBJECT_NAME).and_then(text).filter(|_| ours);
-        let packets = get(OBJECT_DATA).and_then(|data| wire::attribute(data, COUNTER_PACKETS));
+        let count = get(OBJECT_DATA).and_then(|data| wire::attribute(data, COUNTER_PACKETS));
         let at = guard::REASONS.iter().position(|reason| Some(*reason) == name);
-        if let (Some(at), Some(packets)) = (at, packets.and_then(wire::number64)) {
-            found[at] = Some(packets);
+        if let (Some(at), Some(count)) = (at, count.and_then(wire::number64)) {
+            packets[at] = Some(count);
         }
     })?;
-    Ok(found[0].zip(found[1]).map(<[u64; 2]>::from))
+    let packets = packets[0].zip(packets[1]).map(<[u64; 2]>::from);
+    Ok(table.zip(packets).map(|(table, packets)| GuardCounters { table, packets }))
 }
 
 /// Which of iptables' tables this is, and whose packets go through it.
