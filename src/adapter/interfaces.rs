@@ -2,16 +2,61 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
 
 use anyhow::{Context, Result};
-use futures_util::stream::TryStreamExt as _;
+use futures_util::FutureExt as _;
+use futures_util::stream::{Stream, StreamExt as _, TryStreamExt as _};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
 use super::netlink::{local_address, route_device};
 use crate::config::iface::{Address, Interface};
+
+/// The kernel's announcements of addresses that come and go, and of interfaces that go.
+pub struct Changes {
+    messages: Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>,
+    /// The connection ends with its last handle.
+    _handle: Handle,
+}
+
+/// Subscribes to them.
+pub fn changes() -> Result<Changes> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, handle, messages) =
+        rtnetlink::new_multicast_connection(&groups).context("cannot subscribe to netlink events")?;
+    tokio::spawn(connection);
+    Ok(Changes { messages: Box::pin(messages.map(|(message, _)| message)), _handle: handle })
+}
+
+impl Changes {
+    /// The index of the next interface that something happened to; `None` if that cannot be told.
+    pub async fn next(&mut self) -> Option<u32> {
+        use RouteNetlinkMessage as M;
+        loop {
+            let Some(message) = self.messages.next().await else { return std::future::pending().await };
+            match message.payload {
+                NetlinkPayload::InnerMessage(M::NewAddress(address) | M::DelAddress(address)) => {
+                    return Some(address.header.index);
+                }
+                NetlinkPayload::InnerMessage(M::DelLink(link)) => return Some(link.header.index),
+                // Of a link that is there, its addresses are all that counts here.
+                NetlinkPayload::InnerMessage(_) => {}
+                // Announcements were lost.
+                _ => return None,
+            }
+        }
+    }
+
+    /// Forgets what has been announced until now.
+    pub fn skip(&mut self) {
+        while let Some(Some(_)) = self.messages.next().now_or_never() {}
+    }
+}
 
 /// All interfaces with their addresses, by index.
 pub async fn list(handle: &Handle) -> Result<Vec<Interface>> {

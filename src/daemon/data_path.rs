@@ -16,7 +16,7 @@ use crate::config::offload::{Feature, Features};
 use crate::dataplane::{self, BATCH, Shared};
 
 /// Where the overlay's datagrams come in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) address: IpAddr,
     pub(super) port: u16,
@@ -25,13 +25,14 @@ pub(super) struct Endpoint {
 /// The data path and what it runs on.
 pub(super) struct DataPath {
     shared: Arc<Shared>,
+    endpoint: Endpoint,
     socket: OuterSocket,
     running: Option<Running>,
     exits: mpsc::UnboundedSender<Exit>,
 }
 
 struct Running {
-    device: u32,
+    device: TunDevice,
     wake: Arc<WakeFd>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -53,7 +54,20 @@ impl DataPath {
     ) -> Result<(Self, mpsc::UnboundedReceiver<Exit>)> {
         let socket = bind(endpoint)?;
         let (exits, receiver) = mpsc::unbounded_channel();
-        Ok((Self { shared, socket, running: None, exits }, receiver))
+        Ok((Self { shared, endpoint, socket, running: None, exits }, receiver))
+    }
+
+    /// Takes datagrams at `endpoint` from now on.
+    pub(super) fn rebind(&mut self, endpoint: Endpoint) -> Result<()> {
+        if endpoint == self.endpoint {
+            return Ok(());
+        }
+        self.socket = bind(endpoint)?;
+        self.endpoint = endpoint;
+        match self.running.as_ref().map(|running| running.device.clone()) {
+            Some(device) => self.start(&device),
+            None => Ok(()),
+        }
     }
 
     /// Datagrams lost to a full receive buffer since the socket was bound.
@@ -84,7 +98,7 @@ impl DataPath {
         });
         let mut threads = vec![tx];
         let rx = rx.map(|rx| threads.push(rx));
-        self.running = Some(Running { device: device.index(), wake, threads });
+        self.running = Some(Running { device: device.clone(), wake, threads });
         rx
     }
 
@@ -137,7 +151,7 @@ impl DataPath {
 
     /// Cleans up after a thread that ended by itself. `false` when its device was replaced already.
     pub(super) fn ended(&mut self, exit: &Exit) -> bool {
-        if self.running.as_ref().is_none_or(|running| running.device != exit.device) {
+        if self.running.as_ref().is_none_or(|running| running.device.index() != exit.device) {
             return false;
         }
         warn!(cause = exit.cause, "the data path stopped and is started again");

@@ -14,6 +14,7 @@ use super::state::State;
 use crate::adapter::netlink::TunSlot;
 use crate::adapter::tun::TunDevice;
 use crate::config::iface::ExternalInterface;
+use crate::config::netconf::BackendConf;
 use crate::plan::TUN;
 
 /// A device that fails again and again is opened this often at most.
@@ -53,6 +54,16 @@ impl Forwarding {
         let (failed, failures) = mpsc::unbounded_channel();
         let slot = TunSlot { device: Some(tunnel), offloads: state.offloads, opened, failed: failures };
         Ok((slot, Self { data_path, gauges, exits, openings, failed }))
+    }
+
+    /// The node has another address: takes packets there.
+    pub(super) fn relocate(&mut self, state: &State, external: &ExternalInterface) -> Result<()> {
+        let BackendConf::Udp { port } = state.conf.backend else { return Ok(()) };
+        let address = external.address().context("the external interface has no address any more")?;
+        let outcome = self.data_path.rebind(Endpoint { address, port });
+        state.health.borrow_mut().data_path_trouble =
+            outcome.as_ref().err().map(|error| format!("{error:#}"));
+        outcome
     }
 
     /// The next event; never, where there is no data path.

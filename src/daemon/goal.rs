@@ -18,8 +18,9 @@ impl State {
         let v4 = [external.addr, external.public_ip].into_iter().flatten().map(IpAddr::V4);
         let v6 = [external.addr6, external.public_ip6].into_iter().flatten().map(IpAddr::V6);
         let own: Vec<IpAddr> = v4.chain(v6).collect();
-        self.vtep.set(self.vteps());
-        self.external.replace(Some(external));
+        if self.external.replace(Some(external)).is_none() {
+            self.vtep.set(self.vteps());
+        }
         let change = self.index.borrow_mut().set_own_addresses(&own);
         self.adopt(&change, None);
         self.publish_goal();

@@ -77,12 +77,17 @@ impl State {
             caps: &caps,
         };
         let prefix = &self.args.kube_annotation_prefix;
-        let annotations = published.lacking(prefix, &facts.annotations).map_err(|(name, error)| {
-            format!("own Node {}: annotation {}: {error}", self.node, prefix.key(name))
-        })?;
+        let bad = |(name, error)| format!("own Node {}: annotation {}: {error}", self.node, prefix.key(name));
+        let annotations = published.lacking(prefix, &facts.annotations).map_err(bad)?;
+        let wanted = (facts.uid.clone(), published.render(prefix, &facts.annotations).map_err(bad)?);
         let network_available = self.args.set_node_network_unavailable && !facts.network_available;
-        let complete = annotations.is_empty() && !network_available;
-        Ok((!complete).then(|| Publication { node: self.node.clone(), annotations, network_available }))
+        if annotations.is_empty() && !network_available {
+            self.confirmed.replace(Some(wanted));
+            return Ok(None);
+        }
+        // It had all this already: somebody took it away.
+        let repair = self.confirmed.borrow().as_ref() == Some(&wanted);
+        Ok(Some(Publication { node: self.node.clone(), annotations, network_available, repair }))
     }
 
     /// Of each family that is carried, the address that peers are told. In the UDP backend all go to one.

@@ -8,6 +8,7 @@ mod interface;
 mod kubernetes;
 mod memory;
 mod passes;
+mod roaming;
 mod serve;
 mod state;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tracing::{debug, info, warn};
 
@@ -33,6 +35,7 @@ use crate::adapter::lock::RunLock;
 use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::{control, file, http};
+use crate::config::iface::ExternalInterface;
 use crate::config::netconf::{BackendConf, NetConf};
 use crate::config::offload::Features;
 use crate::config::{LeaseSource as Source, Run};
@@ -67,6 +70,8 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             let remembered = memory.recall();
             let leases = KubeNodes::new(api.clone(), prefix, memory.seen.clone(), metrics.clone());
             spawn_local(memory.clone().keep(start.state.clone()));
+            let connections = api.clone();
+            start.state.on_move.replace(Some(Box::new(move || connections.reconnect())));
             spawn_local(kubernetes::publish(start.state.clone(), api, metrics));
             let state = start.state.clone();
             let outcome = start.run(Recalling::new(leases, remembered), log).await;
@@ -156,7 +161,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     state.conf.backend.check_interface(&external, &state.conf.networks())?;
     let (slot, mut forwarding) = match state.conf.backend {
         BackendConf::Udp { port } => {
-            let (slot, forwarding) = Forwarding::start(state, &external, port, handle)?;
+            let (slot, forwarding) = Forwarding::start(state, &external, port, handle.clone())?;
             (Some(slot), Some(forwarding))
         }
         BackendConf::Vxlan(_) | BackendConf::HostGw => (None, None),
@@ -165,6 +170,8 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let firewall = Firewall::new(Duration::from_secs(state.args.iptables_resync.into())).await?;
     let kernel = LinuxKernel::new(firewall, slot)?;
     state.set_external(external);
+    let (moved, mut moves) = mpsc::unbounded_channel();
+    spawn_local(roaming::roam(state.clone(), handle, moved));
 
     let mut programming = spawn_local(program(state.clone(), kernel));
     // One future for good: a source that is asked anew after every other event would lose its place.
@@ -174,6 +181,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
         tokio::select! {
             never = &mut following => match never {},
             event = Forwarding::event(&mut forwarding) => event.handle(state, &mut forwarding),
+            Some(external) = moves.recv() => relocate(state, &mut forwarding, external),
             _ = fold.tick() => {
                 serve::fold(state);
                 doors.read(state);
@@ -186,6 +194,19 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
                 bail!("the loop that programs the kernel ended");
             }
         }
+    }
+}
+
+/// Uses another external interface, or another address of it.
+fn relocate(state: &State, forwarding: &mut Option<Forwarding>, external: ExternalInterface) {
+    // What was sent from the old address is not answered.
+    if let Some(on_move) = &*state.on_move.borrow() {
+        on_move();
+    }
+    let relocated = forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.relocate(state, &external));
+    match relocated {
+        Ok(()) => state.set_external(external),
+        Err(error) => warn!("the data path cannot follow the node's address: {error:#}"),
     }
 }
 

@@ -45,6 +45,10 @@ pub(super) struct State {
     pub(super) own: RefCell<Vec<Prefix>>,
     /// What our own Node lacks; nothing as long as nobody is to write it.
     pub(super) lacking: watch::Sender<Option<Publication>>,
+    /// What our own Node was last seen to carry, when it lacked nothing.
+    pub(super) confirmed: RefCell<Option<Carried>>,
+    /// What to do when the node has another address.
+    pub(super) on_move: RefCell<Option<Box<dyn Fn()>>>,
     /// Rings when the source has said something new.
     pub(super) learned: Notify,
     /// The interface that carries the overlay, once it is chosen.
@@ -61,6 +65,9 @@ pub(super) struct State {
     complaints: RefCell<BTreeSet<String>>,
     pub(super) subnet_env: RefCell<Option<String>>,
 }
+
+/// The uid of a Node, and keys and values of annotations.
+type Carried = (String, Vec<(String, String)>);
 
 impl State {
     pub(super) fn new(
@@ -94,6 +101,8 @@ impl State {
             index: RefCell::new(index),
             own: RefCell::default(),
             lacking: watch::Sender::new(None),
+            confirmed: RefCell::default(),
+            on_move: RefCell::default(),
             learned: Notify::new(),
             external: RefCell::default(),
             vtep: Cell::default(),

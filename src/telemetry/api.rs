@@ -12,6 +12,7 @@ pub struct ApiMetrics {
     pub restarts: IntCounterVec,
     /// Writes to our own Node that failed, by reason.
     pub publish_errors: IntCounterVec,
+    repairs: IntCounterVec,
     last_contact: Gauge,
 }
 
@@ -37,6 +38,13 @@ impl ApiMetrics {
                 ),
                 &["reason"],
             )?,
+            repairs: IntCounterVec::new(
+                Opts::new(
+                    "loden_node_repairs_total",
+                    "What somebody else changed on the node's own Node and was put right, by object",
+                ),
+                &["object"],
+            )?,
             last_contact: Gauge::new(
                 "loden_api_last_contact_timestamp_seconds",
                 "When the Kubernetes API was last heard, in seconds since 1970; 0 if never",
@@ -48,8 +56,18 @@ impl ApiMetrics {
         }
         registry.register(Box::new(metrics.restarts.clone()))?;
         registry.register(Box::new(metrics.publish_errors.clone()))?;
+        for object in ["annotation", "condition"] {
+            metrics.repairs.with_label_values(&[object]);
+        }
+        registry.register(Box::new(metrics.repairs.clone()))?;
         registry.register(Box::new(metrics.last_contact.clone()))?;
         Ok(metrics)
+    }
+
+    /// So many annotations, and maybe the condition, were put right.
+    pub fn repaired(&self, annotations: usize, condition: bool) {
+        self.repairs.with_label_values(&["annotation"]).inc_by(annotations as u64);
+        self.repairs.with_label_values(&["condition"]).inc_by(condition.into());
     }
 
     /// The API said something at `now`.

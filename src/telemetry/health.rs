@@ -32,6 +32,8 @@ pub struct Health {
     pub kernel_warning: Option<String>,
     /// Why the kernel does not hold what it should.
     pub kernel_trouble: Option<String>,
+    /// Why there is no interface that packets could leave by.
+    pub external_trouble: Option<String>,
     /// Why the data path does not run.
     pub data_path_trouble: Option<String>,
     /// Why subnet.env could not be written.
@@ -54,7 +56,13 @@ pub enum Readiness {
 impl Health {
     /// Whether pods on this node can be served.
     pub fn readiness(&self) -> Readiness {
-        let fatal = [&self.waiting, &self.data_path_trouble, &self.kernel_trouble, &self.subnet_file_trouble];
+        let fatal = [
+            &self.waiting,
+            &self.external_trouble,
+            &self.data_path_trouble,
+            &self.kernel_trouble,
+            &self.subnet_file_trouble,
+        ];
         if let Some(reason) = fatal.into_iter().flatten().next() {
             return Readiness::NotReady(reason.clone());
         }

@@ -1,10 +1,12 @@
 //! The way to the API server: one client, every request with a time limit.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +23,7 @@ use kube::{Client, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use super::trouble::{Cause, Overloaded, Trouble};
@@ -68,7 +71,10 @@ pub(super) struct PageMeta {
 /// The API server; clones share connections.
 #[derive(Clone)]
 pub struct Api {
-    client: Client,
+    config: Rc<Config>,
+    client: Rc<RefCell<Client>>,
+    /// Rings when all connections are given up.
+    given_up: Rc<Notify>,
     url: String,
     authority: String,
 }
@@ -103,29 +109,31 @@ impl Api {
         let [version, _] = crate::VERSION;
         let agent = HeaderValue::try_from(format!("flanneld-loden/{version}")).context("the user agent")?;
         config.headers.push((header::USER_AGENT, agent));
-        let authority = fingerprint(config.root_cert.as_deref());
-        let mut tcp = HttpConnector::new_with_resolver(tower::service_fn(resolve));
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT));
-        tcp.set_keepalive(Some(KEEPALIVE));
-        tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-        tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-        tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
-        let tls = config
-            .rustls_https_connector_with_connector(tcp)
-            .context("the certificates for the Kubernetes API cannot be used")?;
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
-        let service = ServiceBuilder::new()
-            .layer(config.base_uri_layer())
-            .option_layer(
-                config.auth_layer().context("the credentials for the Kubernetes API cannot be used")?,
-            )
-            .layer(config.extra_headers_layer().context("the headers for the Kubernetes API cannot be used")?)
-            .map_result(|answer: Result<_, _>| rest_asked_for(answer.map_err(BoxError::from)?))
-            .service(http);
-        let client = ClientBuilder::new(service, config.default_namespace.clone()).build();
-        Ok(Self { client, url: config.cluster_url.to_string().trim_end_matches('/').to_owned(), authority })
+        Ok(Self {
+            client: Rc::new(RefCell::new(connections(&config)?)),
+            given_up: Rc::default(),
+            url: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
+            authority: fingerprint(config.root_cert.as_deref()),
+            config: Rc::new(config),
+        })
+    }
+
+    /// Gives up all connections: answers to an address that this machine had do not come any more.
+    pub fn reconnect(&self) {
+        match connections(&self.config) {
+            Ok(fresh) => drop(self.client.replace(fresh)),
+            Err(error) => tracing::warn!("connections to the Kubernetes API stay as they are: {error:#}"),
+        }
+        self.given_up.notify_waiters();
+    }
+
+    /// Waits until the connections that are there now are given up.
+    pub(super) async fn given_up(&self) {
+        self.given_up.notified().await;
+    }
+
+    fn client(&self) -> Client {
+        self.client.borrow().clone()
     }
 
     /// The server's address, for people.
@@ -208,7 +216,7 @@ impl Api {
             ..WatchParams::default()
         };
         let request = built(Request::new(path).watch(&params, version))?;
-        let opened = within(REQUEST, self.client.request_events(request)).await?;
+        let opened = within(REQUEST, self.client().request_events(request)).await?;
         Ok(Box::pin(opened))
     }
 
@@ -217,7 +225,7 @@ impl Api {
         let params = PatchParams::default();
         let request =
             built(Request::new(NODES).patch_subresource("status", node, &params, &Patch::Strategic(patch)))?;
-        within(REQUEST, self.client.request_text(request)).await.map(drop)
+        within(REQUEST, self.client().request_text(request)).await.map(drop)
     }
 
     /// Decodes here rather than in the client, which would log a body that it cannot decode as a whole.
@@ -226,9 +234,32 @@ impl Api {
         limit: Duration,
         request: Result<http::Request<Vec<u8>>, impl Display>,
     ) -> Result<T, Trouble> {
-        let text = within(limit, self.client.request_text(built(request)?)).await?;
+        let text = within(limit, self.client().request_text(built(request)?)).await?;
         serde_json::from_str(&text).map_err(|error| Trouble::new(Cause::BadAnswer, &error.to_string()))
     }
+}
+
+/// A client without connections yet.
+fn connections(config: &Config) -> Result<Client> {
+    let mut tcp = HttpConnector::new_with_resolver(tower::service_fn(resolve));
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT));
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    let tls = config
+        .rustls_https_connector_with_connector(tcp)
+        .context("the certificates for the Kubernetes API cannot be used")?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().context("the credentials for the Kubernetes API cannot be used")?)
+        .layer(config.extra_headers_layer().context("the headers for the Kubernetes API cannot be used")?)
+        .map_result(|answer: Result<_, _>| rest_asked_for(answer.map_err(BoxError::from)?))
+        .service(http);
+    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
 }
 
 fn fingerprint(certificates: Option<&[Vec<u8>]>) -> String {

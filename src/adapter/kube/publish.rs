@@ -20,6 +20,8 @@ pub struct Publication {
     pub annotations: Vec<(String, String)>,
     /// Set the condition NetworkUnavailable to False.
     pub network_available: bool,
+    /// It had all this before; somebody else took it away.
+    pub repair: bool,
 }
 
 /// Between two writes that succeed: somebody who keeps undoing ours shall not turn that into a storm.
@@ -49,6 +51,9 @@ pub async fn run(
             Ok(()) => {
                 backoff.reset();
                 report(None);
+                if publication.repair {
+                    metrics.repaired(publication.annotations.len(), publication.network_available);
+                }
                 let keys: Vec<&str> = publication.annotations.iter().map(|(key, _)| key.as_str()).collect();
                 info!(annotations = ?keys, network_available = publication.network_available, "own Node is written");
                 tokio::time::sleep(PACE).await;
@@ -101,6 +106,7 @@ mod tests {
             node: "n1".into(),
             annotations: vec![("flannel.alpha.coreos.com/backend-type".into(), String::new())],
             network_available: true,
+            repair: false,
         };
         assert_eq!(
             body(&publication, now).to_string(),

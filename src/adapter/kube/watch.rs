@@ -69,7 +69,11 @@ impl<K: Kind> Watcher<K> {
             }
             Ask::Read(patience) => {
                 let Some(watch) = &mut self.watch else { return self.sync.ended(Instant::now()) };
-                match tokio::time::timeout(patience, watch.next()).await {
+                let said = tokio::select! {
+                    said = tokio::time::timeout(patience, watch.next()) => said,
+                    () = self.api.given_up() => Ok(None),
+                };
+                match said {
                     Err(_) => self.sync.silent(),
                     Ok(None) => self.sync.ended(Instant::now()),
                     Ok(Some(Err(error))) => Err(Trouble::of(&error)),

@@ -232,7 +232,8 @@ impl ExternalInterface {
 }
 
 impl Interface {
-    fn has_address(&self) -> bool {
+    /// Whether it has an address that peers could be told.
+    pub fn has_address(&self) -> bool {
         self.addrs.iter().any(Address::usable)
     }
 

@@ -1,0 +1,104 @@
+//! The external interface while the daemon runs: its address may change, and it may go and another take its place.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rtnetlink::Handle;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::interface;
+use super::state::State;
+use crate::adapter::interfaces::{self, Changes};
+use crate::config::iface::{ExternalInterface, Interface};
+
+/// An address that is replaced is gone for a moment.
+const SETTLE: Duration = Duration::from_millis(200);
+/// One that a DHCP client takes away and gives back is gone for longer. Only then is another interface looked for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Without an interface to use, it is looked for again although nobody announced a change.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Says when another interface or address has to be used, for as long as anybody listens.
+pub(super) async fn roam(state: Rc<State>, handle: Handle, moved: mpsc::UnboundedSender<ExternalInterface>) {
+    let mut changes = match interfaces::changes() {
+        Ok(changes) => changes,
+        Err(error) => {
+            warn!("a change of the node's address will need a restart: {error:#}");
+            return;
+        }
+    };
+    while !moved.is_closed() {
+        wait(&mut changes, &state).await;
+        let looked = look(&state, &handle).await;
+        let trouble = match looked {
+            Ok(None) => None,
+            Ok(Some(external)) => {
+                info!(name = external.name, address = ?external.address(), reason = external.reason, "the external interface changed");
+                let _ = moved.send(external);
+                // Whoever listens has to take it over before the next look.
+                tokio::time::sleep(SETTLE).await;
+                None
+            }
+            Err(error) => Some(format!("the node's address is gone: {error:#}")),
+        };
+        state.note_external(trouble);
+    }
+}
+
+/// Waits for something that may matter.
+async fn wait(changes: &mut Changes, state: &State) {
+    loop {
+        let lost = state.health.borrow().external_trouble.is_some();
+        let Ok(device) = tokio::time::timeout(RETRY, changes.next()).await else {
+            if lost { return } else { continue }
+        };
+        let ours = state.external.borrow().as_ref().map(|external| external.index);
+        if lost || device.is_none() || device == ours {
+            tokio::time::sleep(SETTLE).await;
+            changes.skip();
+            return;
+        }
+    }
+}
+
+/// What to use in place of the present interface, if that cannot be used any more.
+async fn look(state: &State, handle: &Handle) -> Result<Option<ExternalInterface>> {
+    let Some(now) = state.external.borrow().clone() else { return Ok(None) };
+    let interfaces = interfaces::list(handle).await?;
+    if holds(&interfaces, &now) {
+        return Ok(None);
+    }
+    if !interfaces.iter().any(|interface| interface.index == now.index && interface.has_address()) {
+        tokio::time::sleep(PATIENCE).await;
+        if holds(&interfaces::list(handle).await?, &now) {
+            return Ok(None);
+        }
+    }
+    let facts = state.snapshot().own_facts.clone();
+    let next = interface::external(&state.args, handle, facts.as_deref()).await?;
+    state.conf.backend.check_interface(&next, &state.conf.networks())?;
+    next.address().context("no interface has an address")?;
+    Ok(Some(next))
+}
+
+fn holds(interfaces: &[Interface], external: &ExternalInterface) -> bool {
+    let addresses = [external.addr.map(IpAddr::V4), external.addr6.map(IpAddr::V6)];
+    interfaces.iter().filter(|interface| interface.index == external.index).any(|interface| {
+        addresses.into_iter().flatten().all(|ip| interface.addrs.iter().any(|address| address.ip == ip))
+    })
+}
+
+impl State {
+    fn note_external(&self, trouble: Option<String>) {
+        let mut health = self.health.borrow_mut();
+        if health.external_trouble != trouble
+            && let Some(text) = &trouble
+        {
+            warn!("{text}");
+        }
+        health.external_trouble = trouble;
+    }
+}
