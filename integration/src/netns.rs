@@ -127,7 +127,7 @@ impl Netns {
     }
 
     /// A path other programs of this lab can open, for `ip link add ... netns <path>`.
-    pub(crate) fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd())
     }
 }

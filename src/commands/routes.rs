@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::control::{self, Request};
 use crate::config::{OutputFormat, RoutesArgs};
 
+/// Refused pods that the table names; JSON has all.
+const LISTED: usize = 20;
+
 /// The live map. Field names are stable: programs read them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoutesView {
@@ -30,6 +33,9 @@ pub struct RoutesView {
     /// What the daemon dropped since it started, by direction and reason; only what happened at all.
     #[serde(default)]
     pub drops: Vec<DropView>,
+    /// Pods whose address gets no host route, and why.
+    #[serde(default)]
+    pub refused_pods: Vec<String>,
 }
 
 /// Packets dropped for one reason.
@@ -66,6 +72,20 @@ pub struct RouteView {
     pub last_seen: Option<String>,
     /// The same as seconds before the answer was written.
     pub last_seen_seconds_ago: Option<u64>,
+    /// Its pods by name, where the daemon knows them (`--pod-routes`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Vec<PodView>>,
+}
+
+/// One pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodView {
+    /// `namespace/name`.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// It is outside its node's prefixes and has a route of its own.
+    pub routed: bool,
 }
 
 /// How a node stands.
@@ -117,14 +137,15 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
     let bold =
         |text: &str| if colour { Cell::new(text).add_attribute(Attribute::Bold) } else { Cell::new(text) };
     let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+    let named = view.routes.iter().any(|route| route.pods.is_some());
     let headings = ["NODE", "NODE IP", "PREFIXES", "SENT", "", "RECEIVED", "", "LAST SEEN", "STATE"];
-    table.set_header(headings.map(bold));
+    table.set_header(headings.into_iter().chain(named.then_some("PODS")).map(bold));
     for route in &view.routes {
         // The kernel does not count by peer.
         let traffic = route.state != RouteState::Own && view.backend == "udp";
         let count = |n: u64| right(if traffic { n.to_string() } else { "-".into() });
         let volume = |n: u64| right(if traffic { bytes(n) } else { String::new() });
-        table.add_row([
+        let row = [
             Cell::new(&route.node),
             Cell::new(route.node_ip.as_deref().unwrap_or("-")),
             Cell::new(if route.prefixes.is_empty() { "-".into() } else { route.prefixes.join(" ") }),
@@ -134,7 +155,8 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
             volume(route.rx.bytes),
             Cell::new(if traffic { ago(route.last_seen_seconds_ago) } else { "-".into() }),
             state(route.state, colour),
-        ]);
+        ];
+        table.add_row(row.into_iter().chain(named.then(|| Cell::new(pods(route)))));
     }
     let mut text = format!(
         "{} · {} · {} (MTU {}) · leases from {}\n{}\n\n{}\n",
@@ -151,12 +173,26 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
             let _ = writeln!(text, "{}: {note}", route.node);
         }
     }
+    for refused in view.refused_pods.iter().take(LISTED) {
+        let _ = writeln!(text, "{refused}");
+    }
+    if let Some(more) = view.refused_pods.len().checked_sub(LISTED + 1) {
+        let _ = writeln!(text, "{} more pods are refused: see -o json", more + 1);
+    }
     for drop in &view.drops {
         let DropView { direction, reason, packets, help } = drop;
         let _ = writeln!(text, "dropped {packets} ({direction}, {reason}): {help}");
     }
     text.truncate(text.trim_end().len());
     text
+}
+
+fn pods(route: &RouteView) -> String {
+    let Some(pods) = &route.pods else { return "-".into() };
+    match pods.iter().filter(|pod| pod.routed).count() {
+        0 => pods.len().to_string(),
+        routed => format!("{} ({routed} routed)", pods.len()),
+    }
 }
 
 fn state(state: RouteState, colour: bool) -> Cell {
@@ -206,6 +242,7 @@ mod tests {
             rx: Traffic::default(),
             last_seen: None,
             last_seen_seconds_ago: None,
+            pods: None,
         };
         let busy = RouteView {
             node: "n2".into(),
@@ -236,6 +273,7 @@ mod tests {
                 packets: 7,
                 help: "check NAT".into(),
             }],
+            refused_pods: Vec::new(),
         }
     }
 
@@ -254,6 +292,20 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn pods_have_a_column_where_they_are_known() {
+        let mut view = view();
+        assert!(!render(&view, false).contains("PODS"));
+        let pod = |name: &str, routed| PodView { name: name.into(), addresses: Vec::new(), routed };
+        view.routes[1].pods = Some(vec![pod("default/a", false), pod("default/b", true)]);
+        view.refused_pods = (0..25).map(|n| format!("pod {n} is refused")).collect();
+        let text = render(&view, false);
+        for part in ["PODS", "2 (1 routed)", "pod 19 is refused", "5 more pods"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(!text.contains("pod 20 is"), "{text}");
     }
 
     #[test]

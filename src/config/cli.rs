@@ -65,6 +65,9 @@ pub struct DaemonArgs {
     /// Clear the Node condition NetworkUnavailable when the network is up
     #[arg(long, default_value = "true", help_heading = "Kubernetes")]
     pub set_node_network_unavailable: bool,
+    /// Watch Pods too: route those whose address lies outside their node's podCIDR, and show all by name
+    #[arg(long, help_heading = "Kubernetes")]
+    pub pod_routes: bool,
 
     /// External interface, by name or address; may be repeated, the first that exists wins
     #[arg(long, value_name = "IFACE", action = ArgAction::Append, help_heading = "External interface")]

@@ -8,6 +8,7 @@ mod interface;
 mod kubernetes;
 mod memory;
 mod passes;
+mod pods;
 mod roaming;
 mod serve;
 mod state;
@@ -30,7 +31,7 @@ use self::gauges::Doors;
 use self::memory::{Memory, Recalling};
 use self::state::State;
 use crate::adapter::firewall::Firewall;
-use crate::adapter::kube::KubeNodes;
+use crate::adapter::kube::{KubeNodes, KubePods};
 use crate::adapter::lock::RunLock;
 use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
@@ -72,6 +73,9 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             spawn_local(memory.clone().keep(start.state.clone()));
             let connections = api.clone();
             start.state.on_move.replace(Some(Box::new(move || connections.reconnect())));
+            if start.state.args.pod_routes {
+                spawn_local(pods::follow(start.state.clone(), KubePods::new(api.clone(), metrics.clone())));
+            }
             spawn_local(kubernetes::publish(start.state.clone(), api, metrics));
             let state = start.state.clone();
             let outcome = start.run(Recalling::new(leases, remembered), log).await;

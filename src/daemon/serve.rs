@@ -108,6 +108,9 @@ fn view(state: &State) -> RoutesView {
     let mismatched = snapshot.mismatched.iter();
     routes
         .extend(mismatched.map(|mismatch| bare(&mismatch.node, RouteState::Mismatch, mismatch.to_string())));
+    if state.args.pod_routes {
+        state.show_pods(&snapshot, &mut routes);
+    }
     RoutesView {
         node: state.node.clone(),
         backend: state.conf.backend.name().into(),
@@ -117,6 +120,7 @@ fn view(state: &State) -> RoutesView {
         mtu: state.mtu.get().into(),
         routes,
         drops: drops(&state.shared),
+        refused_pods: snapshot.refused_pods.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -167,6 +171,7 @@ fn active(state: &State, snapshot: &Snapshot, lease: &Lease) -> RouteView {
         rx: traffic(peer.rx),
         last_seen: peer.last_seen.and_then(|seen| timestamp(seen).ok()),
         last_seen_seconds_ago: age.map(|age| age.as_secs()),
+        pods: None,
     }
 }
 
@@ -181,6 +186,7 @@ fn bare(node: &str, state: RouteState, note: String) -> RouteView {
         rx: Traffic::default(),
         last_seen: None,
         last_seen_seconds_ago: None,
+        pods: None,
     }
 }
 

@@ -191,7 +191,10 @@ impl State {
             self.check_own_node();
             return;
         }
-        *self.snapshot.borrow_mut() = self.index.borrow_mut().snapshot();
+        let before = self.snapshot.replace(self.index.borrow_mut().snapshot());
+        if change.pods {
+            self.note_pods(&before);
+        }
         self.adopt_own();
         if change.moves_packets() {
             self.publish_table();

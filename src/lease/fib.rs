@@ -6,7 +6,7 @@ use encap::{Fib, NextHop, Owner, Prefix};
 
 use super::{Lease, OwnLease, Snapshot};
 
-/// The table for a snapshot: our own prefixes are local, a peer's go to its public address.
+/// The table for a snapshot: our own prefixes and pods are local, a peer's go to its public address.
 ///
 /// `tunnel_mtu` is our own tunnel's MTU in bytes; a packet for a peer that announced a smaller one
 /// may not be larger than that.
@@ -19,6 +19,9 @@ pub fn fib(snapshot: &Snapshot, networks: &[Prefix], tunnel_mtu: u16) -> Fib {
         for prefix in prefixes {
             builder.route(*prefix, Owner::Local);
         }
+    }
+    for pod in snapshot.host_routes.iter().filter(|route| route.peer.is_none()) {
+        builder.route(Prefix::host(pod.address), Owner::Local);
     }
     for lease in &snapshot.peers {
         for half in lease.halves() {
@@ -82,6 +85,8 @@ mod tests {
             ],
             refused: Vec::new(),
             mismatched: Vec::new(),
+            host_routes: Arc::default(),
+            refused_pods: Arc::default(),
         };
         let network = "10.244.0.0/16".parse().unwrap();
         let fib = fib(&snapshot, &[network], 1472);

@@ -22,6 +22,7 @@ use encap::{Family, MacAddr, PeerId, Prefix};
 use self::node::{Asks, Holding, Node, Seniority, Standing, seniority};
 use super::check::{self, Candidate, Fault, Judged, Verdict};
 use super::claims::Claims;
+use super::pods::PodIndex;
 use super::{ByFamily, Change, FAMILIES, NodeFacts, Reason, Snapshot};
 use crate::config::netconf::BackendConf;
 
@@ -47,6 +48,7 @@ pub struct LeaseIndex {
     own_macs: ByFamily<Option<MacAddr>>,
     nodes: BTreeMap<Arc<str>, Node>,
     claims: Claims,
+    pods: PodIndex,
     waiting: BTreeSet<Seniority>,
     /// Never shrinks: an id must not come back as another node's.
     ids: HashMap<Arc<str>, PeerId>,
@@ -60,6 +62,7 @@ impl LeaseIndex {
     /// An index without nodes.
     pub fn new(config: IndexConfig) -> Self {
         Self {
+            pods: PodIndex::new(config.networks.clone()),
             config,
             own_addresses: Vec::new(),
             own_macs: ByFamily::default(),
@@ -388,11 +391,13 @@ impl LeaseIndex {
                 _ => change.changed += 1,
             }
         }
+        change.pods = self.settle_pods();
         change
     }
 }
 
 mod node;
+mod pods;
 mod report;
 
 #[cfg(test)]

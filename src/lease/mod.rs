@@ -14,6 +14,7 @@ mod index;
 pub mod manifest;
 mod node;
 mod object;
+mod pods;
 mod snapshot;
 pub mod subnet_env;
 pub mod vtep;
@@ -28,6 +29,7 @@ pub use family::{ByFamily, FAMILIES};
 pub use index::{IndexConfig, LeaseIndex};
 pub use node::NodeFacts;
 pub use object::{NodeFlaw, NodeObject};
+pub use pods::{HostRoute, PodFacts, PodObject, PodReason, PodRefusal, PodSeen};
 pub use snapshot::{Change, Mismatch, OwnLease, Reason, Refusal, Snapshot};
 
 /// What a peer has been granted and how it is reached. Everything in it has been checked.
@@ -50,7 +52,8 @@ pub struct Lease {
 /// A peer's pods of one family, and the way to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Half {
-    /// Its pod prefixes of this family, at least one: inside the cluster network, and no other lease's.
+    /// Its pod prefixes of this family, at least one: inside the cluster network, and no other lease's. With
+    /// `--pod-routes`, host prefixes of pods that are elsewhere in the cluster network follow.
     pub prefixes: Vec<Prefix>,
     /// Where to send: the public-ip (public-ipv6) annotation, else the InternalIP. Of this family, except in the UDP
     /// backend, which sends all to one address. No other node's.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use encap::{Family, Prefix};
 
-use super::{Lease, NodeFacts};
+use super::{HostRoute, Lease, NodeFacts, PodRefusal};
 use crate::config::excerpt;
 
 /// The map at one moment.
@@ -25,6 +25,10 @@ pub struct Snapshot {
     pub refused: Vec<Refusal>,
     /// Nodes that run another backend, sorted by name.
     pub mismatched: Vec<Mismatch>,
+    /// Pods outside their node's podCIDR, sorted by address. Those of peers are among their leases' prefixes, too.
+    pub host_routes: Arc<[HostRoute]>,
+    /// Pods whose address gets no host route, sorted by address.
+    pub refused_pods: Arc<[PodRefusal]>,
 }
 
 /// What this node has been granted.
@@ -296,6 +300,8 @@ pub struct Change {
     pub changed: usize,
     /// Our own lease in force is another.
     pub own: bool,
+    /// Host routes of pods, or what of them is refused, are others.
+    pub pods: bool,
     /// The snapshot differs, if only in what is refused.
     pub snapshot: bool,
 }
@@ -303,6 +309,6 @@ pub struct Change {
 impl Change {
     /// Whether the forwarding table has to be built anew.
     pub fn moves_packets(&self) -> bool {
-        self.added + self.removed + self.changed > 0 || self.own
+        self.added + self.removed + self.changed > 0 || self.own || self.pods
     }
 }

@@ -22,6 +22,10 @@ pub struct Health {
     pub refused: usize,
     /// Peers of another backend type.
     pub mismatched: usize,
+    /// Why Pods cannot be read; the last known host routes stay in force.
+    pub pods_trouble: Option<String>,
+    /// Pods outside their node's podCIDR that cannot be routed.
+    pub refused_pods: usize,
     /// What of others keeps traffic rules from working, and what to do about it.
     pub firewall_trouble: Option<String>,
     /// The kernel held everything that it should at least once.
@@ -73,6 +77,7 @@ impl Health {
             &self.from_cache,
             &self.own_trouble,
             &self.source_trouble,
+            &self.pods_trouble,
             &self.publish_trouble,
             &self.firewall_trouble,
             &self.kernel_warning,
@@ -90,6 +95,11 @@ impl Health {
         if self.mismatched > 0 {
             worries
                 .push(format!("{} of another backend type (see `flanneld routes`)", nodes(self.mismatched)));
+        }
+        if self.refused_pods > 0 {
+            let pods = if self.refused_pods == 1 { "pod" } else { "pods" };
+            worries
+                .push(format!("{} {pods} refused a host route (see `flanneld routes`)", self.refused_pods));
         }
         if worries.is_empty() { Readiness::Ready } else { Readiness::Degraded(worries.join("; ")) }
     }

@@ -30,6 +30,10 @@ pub struct Metrics {
     pub refused: IntGaugeVec,
     /// Peers of another backend type.
     pub mismatched: IntGauge,
+    /// Pods that are routed by their own address.
+    pub host_routes: IntGauge,
+    /// Pods outside their node's podCIDR that are not, by reason.
+    pub refused_pods: IntGaugeVec,
     /// The lease source can be read.
     pub source_up: IntGauge,
     /// From an event of the lease source to the data path.
@@ -99,6 +103,17 @@ impl Metrics {
                 "loden_backend_mismatches",
                 "Nodes that use another backend than this one",
             )?,
+            host_routes: IntGauge::new(
+                "loden_host_routes",
+                "Pods outside their node's podCIDR that are routed by their own address (--pod-routes)",
+            )?,
+            refused_pods: IntGaugeVec::new(
+                Opts::new(
+                    "loden_refused_pods",
+                    "Pods whose host route is refused now, by reason (--pod-routes)",
+                ),
+                &["reason"],
+            )?,
             source_up: IntGauge::new("loden_lease_source_up", "1 while the source of leases can be read")?,
             event_to_data_path: Histogram::with_opts(
                 HistogramOpts::new(
@@ -152,6 +167,8 @@ impl Metrics {
         registry.register(Box::new(metrics.lease_changes.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.mismatched.clone()))?;
+        registry.register(Box::new(metrics.host_routes.clone()))?;
+        registry.register(Box::new(metrics.refused_pods.clone()))?;
         registry.register(Box::new(metrics.source_up.clone()))?;
         registry.register(Box::new(metrics.event_to_data_path.clone()))?;
         registry.register(Box::new(metrics.repairs.clone()))?;

@@ -17,6 +17,7 @@ mod audit;
 mod launch;
 mod nodes;
 mod pki;
+mod pods;
 mod process;
 
 use std::future::Future;

@@ -29,7 +29,22 @@ use tower::{BoxError, Service, ServiceBuilder};
 use super::trouble::{Cause, Overloaded, Trouble};
 use crate::config::PodIdentity;
 
-pub(super) const NODES: &str = "/api/v1/nodes";
+const NODES: &str = "/api/v1/nodes";
+
+/// All objects of a kind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Collection {
+    path: &'static str,
+    /// Those that the server leaves out are not even sent.
+    fields: Option<&'static str>,
+}
+
+impl Collection {
+    pub(super) const NODES: Self = Self { path: NODES, fields: None };
+    /// Pods that have finished have no address any more.
+    pub(super) const PODS: Self =
+        Self { path: "/api/v1/pods", fields: Some("status.phase!=Succeeded,status.phase!=Failed") };
+}
 
 /// Objects per page: of Nodes, about 5 MB of JSON.
 const PAGE: u32 = 500;
@@ -190,21 +205,25 @@ impl Api {
             .context("the pod that we run in is bound to no node")
     }
 
-    /// Reads a page of the list of all objects at `path`, as they are now.
+    /// Reads a page of the list of all objects of a collection, as they are now.
     pub(super) async fn page<T: DeserializeOwned>(
         &self,
-        path: &str,
+        of: Collection,
         next: Option<String>,
     ) -> Result<Page<T>, Trouble> {
-        let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
-        self.json(WHOLE_PAGE, Request::new(path).list(&params)).await
+        let params = ListParams {
+            limit: Some(PAGE),
+            continue_token: next,
+            field_selector: of.fields.map(str::to_owned),
+            ..ListParams::default()
+        };
+        self.json(WHOLE_PAGE, Request::new(of.path).list(&params)).await
     }
 
-    /// Watches the objects at `path` for `limit` from `version` on. With `initial` the watch begins with everything that
-    /// there is.
+    /// Watches a collection for `limit` from `version` on. With `initial` the watch begins with everything that there is.
     pub(super) async fn watch<T: DeserializeOwned + Clone + 'static>(
         &self,
-        path: &str,
+        of: Collection,
         version: &str,
         initial: bool,
         limit: Duration,
@@ -213,9 +232,10 @@ impl Api {
             bookmarks: true,
             send_initial_events: initial,
             timeout: u32::try_from(limit.as_secs()).ok(),
+            field_selector: of.fields.map(str::to_owned),
             ..WatchParams::default()
         };
-        let request = built(Request::new(path).watch(&params, version))?;
+        let request = built(Request::new(of.path).watch(&params, version))?;
         let opened = within(REQUEST, self.client().request_events(request)).await?;
         Ok(Box::pin(opened))
     }

@@ -3,13 +3,14 @@
 //! [`Api`] is the way there (one TLS client with time limits), [`KubeNodes`] the watch, [`publish`](publish::run) the
 //! writer, [`Trouble`] what can go wrong, each with a name for metrics and a remedy for people. The daemon may do what
 //! its ClusterRole says and asks for nothing else: list and watch Nodes, patch nodes/status (and, only where `NODE_NAME`
-//! is not set, get its own Pod).
+//! is not set, get its own Pod; only with `--pod-routes`, list and watch Pods).
 
 mod backoff;
 mod client;
 #[cfg(test)]
 mod convergence;
 mod nodes;
+mod pods;
 pub mod publish;
 mod sync;
 mod trouble;
@@ -17,5 +18,6 @@ mod watch;
 
 pub use client::Api;
 pub use nodes::KubeNodes;
+pub use pods::KubePods;
 pub use trouble::{Cause, Trouble};
 pub use watch::Seen;

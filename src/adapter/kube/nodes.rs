@@ -6,8 +6,9 @@ use std::time::Instant;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use tracing::warn;
 
-use super::client::{Api, NODES};
+use super::client::{Api, Collection};
 use super::sync::Kind;
+use super::trouble::Cause;
 use super::watch::{Seen, Watcher};
 use crate::config::AnnotationPrefix;
 use crate::lease::{NodeFacts, NodeObject};
@@ -47,8 +48,9 @@ pub(super) struct Nodes {
 }
 
 impl Kind for Nodes {
-    const PATH: &'static str = NODES;
+    const COLLECTION: Collection = Collection::NODES;
     const PLURAL: &'static str = "Nodes";
+    const FORBIDDEN: &'static str = Cause::Forbidden.remedy();
     type Object = NodeObject;
     type Facts = NodeFacts;
 

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
-use super::client::Page;
+use super::client::{Collection, Page};
 use super::trouble::{Cause, Trouble};
 use crate::ports::News;
 
@@ -63,9 +63,11 @@ const LIST_END: &str = "k8s.io/initial-events-end";
 /// What is watched: objects of one kind, decoded to what is used of them.
 pub(super) trait Kind {
     /// Where the API server has them.
-    const PATH: &'static str;
+    const COLLECTION: Collection;
     /// What they are called in the log.
     const PLURAL: &'static str;
+    /// What to do when we may not read them.
+    const FORBIDDEN: &'static str;
     /// One of them as it is decoded.
     type Object: DeserializeOwned + Clone + 'static;
     /// What is said of one.
@@ -432,6 +434,10 @@ impl<K: Kind> Sync<K> {
         self.may_start |= self.refusals == 0;
         (!expected).then(|| {
             self.troubled = true;
+            let mut trouble = trouble.clone();
+            if trouble.cause == Cause::Forbidden {
+                trouble.remedy = K::FORBIDDEN;
+            }
             News::Trouble(trouble.to_string())
         })
     }

@@ -57,13 +57,13 @@ impl<K: Kind> Watcher<K> {
         match ask {
             Ask::Watch { version, whole, lasts } => {
                 debug!(version, whole, seconds = lasts.as_secs(), "watching {}", K::PLURAL);
-                self.watch = Some(self.api.watch(K::PATH, &version, whole, lasts).await?);
+                self.watch = Some(self.api.watch(K::COLLECTION, &version, whole, lasts).await?);
                 self.metrics.heard(SystemTime::now());
                 self.sync.opened(Instant::now());
                 Ok(None)
             }
             Ask::Page(next) => {
-                let page = self.api.page(K::PATH, next).await?;
+                let page = self.api.page(K::COLLECTION, next).await?;
                 self.metrics.heard(SystemTime::now());
                 self.sync.page(page, Instant::now())
             }

@@ -43,6 +43,8 @@ pub(super) fn snapshot(index: &LeaseIndex) -> Snapshot {
         peers: Vec::with_capacity(index.nodes.len()),
         refused: Vec::new(),
         mismatched: Vec::new(),
+        host_routes: index.pods.routes(),
+        refused_pods: index.pods.refused(),
     };
     for (name, node) in &index.nodes {
         snapshot.peers.extend(node.lease.clone());
@@ -52,6 +54,7 @@ pub(super) fn snapshot(index: &LeaseIndex) -> Snapshot {
             snapshot.mismatched.push(Mismatch { node: name.to_string(), theirs, ours });
         }
     }
+    super::pods::extend(&mut snapshot.peers, &snapshot.host_routes);
     if let Some(own) = own {
         snapshot.own = own_lease(own, snapshot.refused.iter().find(|r| r.node == index.config.own_node));
     }

@@ -14,7 +14,8 @@ type Thing = serde_json::Value;
 type Fact = (String, u64);
 
 impl Kind for Things {
-    const PATH: &'static str = "/things";
+    const COLLECTION: Collection = Collection::NODES;
+    const FORBIDDEN: &'static str = "ask for it";
     const PLURAL: &'static str = "Things";
     type Object = Thing;
     type Facts = Fact;
