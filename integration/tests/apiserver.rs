@@ -95,6 +95,7 @@ fn the_daemons_rights_are_exactly_those_of_its_role() -> Result<()> {
         json!([
             { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
             { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
+            { "apiGroups": [""], "resources": ["events"], "verbs": ["create"] },
         ])
     );
     Ok(())

@@ -157,7 +157,7 @@ fn disappears(pods: &mut Pods, _: &Notes) -> Result<()> {
     pods.unreached(ASTRAY)?;
     pods.create("job", &pods.0.second, ASTRAY)?;
     pods.wait_routes(1.0)?;
-    pods.0.server.patch_pod_status("job", json!({ "phase": "Succeeded" }))?;
+    pods.0.server.patch_pod_status("job", &json!({ "phase": "Succeeded" }))?;
     pods.wait_routes(0.0)?;
     pods.unreached(ASTRAY)?;
     pods.0.server.delete_pod("job", true)

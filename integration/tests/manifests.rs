@@ -102,6 +102,7 @@ fn its_role_reads_nodes_and_patches_their_status() -> Result<()> {
         json!([
             { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
             { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
+            { "apiGroups": [""], "resources": ["events"], "verbs": ["create"] },
         ])
     );
     Ok(())

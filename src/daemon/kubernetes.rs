@@ -8,10 +8,10 @@ use tracing::warn;
 
 use super::state::State;
 use crate::adapter::kube::publish::{self, Publication};
-use crate::adapter::kube::{Api, Cause};
+use crate::adapter::kube::{Api, Cause, events};
 use crate::config::{DaemonArgs, Run};
-use crate::lease::LodenCaps;
 use crate::lease::annotation::Published;
+use crate::lease::{self, LodenCaps, Snapshot};
 use crate::telemetry::api::ApiMetrics;
 
 /// Prepares the way to the API server.
@@ -38,7 +38,23 @@ pub(super) async fn publish(state: Rc<State>, api: Api, metrics: ApiMetrics) {
     publish::run(api, lacking, metrics, |trouble| state.health.borrow_mut().publish_trouble = trouble).await;
 }
 
+/// Tells the cluster of refused Nodes.
+pub(super) async fn tell(state: Rc<State>, api: Api, metrics: ApiMetrics) {
+    events::run(api, state.node.clone(), state.notices.subscribe(), metrics).await;
+}
+
 impl State {
+    /// Says what the cluster is to be told.
+    pub(super) fn note_for_others(&self, snapshot: &Snapshot) {
+        let index = self.index.borrow();
+        let now = lease::notices(snapshot, &self.node, |node| index.uid(node));
+        self.notices.send_if_modified(|notices| {
+            let modified = *notices != now;
+            *notices = now;
+            modified
+        });
+    }
+
     /// Compares our own Node with what it should carry, once packets can be taken: from then on peers send to us.
     pub(super) fn check_own_node(&self) {
         let health = self.health.borrow();

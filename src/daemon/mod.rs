@@ -76,6 +76,7 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             if start.state.args.pod_routes {
                 spawn_local(pods::follow(start.state.clone(), KubePods::new(api.clone(), metrics.clone())));
             }
+            spawn_local(kubernetes::tell(start.state.clone(), api.clone(), metrics.clone()));
             spawn_local(kubernetes::publish(start.state.clone(), api, metrics));
             let state = start.state.clone();
             let outcome = start.run(Recalling::new(leases, remembered), log).await;

@@ -17,7 +17,7 @@ use crate::config::netconf::{BackendConf, NetConf};
 use crate::config::offload::Features;
 use crate::dataplane::Shared;
 use crate::lease::cache::{self, Scope};
-use crate::lease::{ByFamily, Change, IndexConfig, LeaseIndex, OwnLease, Reason, Snapshot, fib};
+use crate::lease::{ByFamily, Change, IndexConfig, LeaseIndex, Notice, OwnLease, Reason, Snapshot, fib};
 use crate::plan::{Desired, Intent, Vtep, Watched};
 use crate::ports::{Arrival, LeaseEvent};
 use crate::telemetry::health::Health;
@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) confirmed: RefCell<Option<Carried>>,
     /// What to do when the node has another address.
     pub(super) on_move: RefCell<Option<Box<dyn Fn()>>>,
+    /// What the cluster is to be told of refused Nodes.
+    pub(super) notices: watch::Sender<Vec<Notice>>,
     /// Rings when the source has said something new.
     pub(super) learned: Notify,
     /// The interface that carries the overlay, once it is chosen.
@@ -103,6 +105,7 @@ impl State {
             lacking: watch::Sender::new(None),
             confirmed: RefCell::default(),
             on_move: RefCell::default(),
+            notices: watch::Sender::default(),
             learned: Notify::new(),
             external: RefCell::default(),
             vtep: Cell::default(),
@@ -284,6 +287,7 @@ impl State {
         let ids: BTreeSet<PeerId> = snapshot.peers.iter().map(|lease| lease.id).collect();
         self.peers.retain(|peer| ids.contains(&peer));
         self.complain(&snapshot);
+        self.note_for_others(&snapshot);
         let mut health = self.health.borrow_mut();
         health.refused = snapshot.refused.iter().filter(|refusal| refusal.node != self.node).count();
         health.mismatched = snapshot.mismatched.len();

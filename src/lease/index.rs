@@ -155,6 +155,11 @@ impl LeaseIndex {
         if changed { self.finish() } else { Change::default() }
     }
 
+    /// `metadata.uid` of a Node.
+    pub fn uid(&self, node: &str) -> Option<&str> {
+        self.nodes.get(node).map(|node| node.facts.uid.as_str()).filter(|uid| !uid.is_empty())
+    }
+
     /// The state now. Cheap unless something changed; then it is linear in the number of nodes.
     pub fn snapshot(&mut self) -> Arc<Snapshot> {
         if let Some(published) = &self.published {

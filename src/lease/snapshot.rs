@@ -10,7 +10,7 @@ use super::{HostRoute, Lease, NodeFacts, PodRefusal};
 use crate::config::excerpt;
 
 /// The map at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Grows with every change; 0 is the empty map before any source has spoken.
     pub generation: u64,
@@ -32,12 +32,13 @@ pub struct Snapshot {
 }
 
 /// What this node has been granted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum OwnLease {
     /// These pod prefixes, at least one, IPv4 first. If what the source says now is bad, they are the last good
     /// ones, and [`Snapshot::refused`] holds the reason.
     Ready(Vec<Prefix>),
     /// The source has no Node of our name.
+    #[default]
     Missing,
     /// Our Node has no podCIDR of an enabled family yet.
     NoPodCidr,

@@ -13,6 +13,8 @@ pub struct ApiMetrics {
     /// Writes to our own Node that failed, by reason.
     pub publish_errors: IntCounterVec,
     repairs: IntCounterVec,
+    /// Attempts to write an Event on a refused Node, by what became of it.
+    pub events: IntCounterVec,
     last_contact: Gauge,
 }
 
@@ -45,6 +47,13 @@ impl ApiMetrics {
                 ),
                 &["object"],
             )?,
+            events: IntCounterVec::new(
+                Opts::new(
+                    "loden_node_events_total",
+                    "Events on refused Nodes: created, known (another daemon was first), or failed",
+                ),
+                &["result"],
+            )?,
             last_contact: Gauge::new(
                 "loden_api_last_contact_timestamp_seconds",
                 "When the Kubernetes API was last heard, in seconds since 1970; 0 if never",
@@ -60,6 +69,10 @@ impl ApiMetrics {
             metrics.repairs.with_label_values(&[object]);
         }
         registry.register(Box::new(metrics.repairs.clone()))?;
+        for result in ["created", "known", "failed"] {
+            metrics.events.with_label_values(&[result]);
+        }
+        registry.register(Box::new(metrics.events.clone()))?;
         registry.register(Box::new(metrics.last_contact.clone()))?;
         Ok(metrics)
     }

@@ -27,14 +27,14 @@ impl ApiServer {
             Api::<Pod>::namespaced(client, NAMESPACE).create(&PostParams::default(), &pod).await
         })?;
         let status = json!({ "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }] });
-        self.patch_pod_status(name, status)
+        self.patch_pod_status(name, &status)
     }
 
     /// Changes a Pod's status by a JSON merge patch.
     ///
     /// # Errors
     /// See the impl.
-    pub fn patch_pod_status(&self, name: &str, status: Value) -> Result<()> {
+    pub fn patch_pod_status(&self, name: &str, status: &Value) -> Result<()> {
         let (name, patch) = (name.to_owned(), Patch::Merge(json!({ "status": status })));
         self.call(|client| async move {
             Api::<Pod>::namespaced(client, NAMESPACE)

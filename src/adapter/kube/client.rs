@@ -15,7 +15,7 @@ use http::{HeaderValue, Uri, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioExecutor;
-use kube::api::{ListParams, Patch, PatchParams, WatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::client::{ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{Request, WatchEvent};
@@ -26,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tower::{BoxError, Service, ServiceBuilder};
 
+use super::events;
 use super::trouble::{Cause, Overloaded, Trouble};
 use crate::config::PodIdentity;
 
@@ -246,6 +247,20 @@ impl Api {
         let request =
             built(Request::new(NODES).patch_subresource("status", node, &params, &Patch::Strategic(patch)))?;
         within(REQUEST, self.client().request_text(request)).await.map(drop)
+    }
+
+    /// Writes an Event. `false` when there is one of its name already.
+    pub(super) async fn create_event(&self, event: &serde_json::Value) -> Result<bool, Trouble> {
+        let path = format!("/api/v1/namespaces/{}/events", events::NAMESPACE);
+        let request =
+            built(Request::new(path).create(&PostParams::default(), event.to_string().into_bytes()))?;
+        let create = async {
+            match self.client().request_text(request).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+                answer => answer.map(|_| true),
+            }
+        };
+        within(REQUEST, create).await
     }
 
     /// Decodes here rather than in the client, which would log a body that it cannot decode as a whole.

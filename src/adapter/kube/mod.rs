@@ -1,14 +1,16 @@
 //! The Kubernetes API: Nodes as the source of leases, and what we write on our own.
 //!
 //! [`Api`] is the way there (one TLS client with time limits), [`KubeNodes`] the watch, [`publish`](publish::run) the
-//! writer, [`Trouble`] what can go wrong, each with a name for metrics and a remedy for people. The daemon may do what
-//! its ClusterRole says and asks for nothing else: list and watch Nodes, patch nodes/status (and, only where `NODE_NAME`
-//! is not set, get its own Pod; only with `--pod-routes`, list and watch Pods).
+//! writer, [`events`](events::run) what tells of refused Nodes, [`Trouble`] what can go wrong, each with a name for metrics
+//! and a remedy for people. The daemon may do what its ClusterRole says and asks for nothing else: list and watch Nodes,
+//! patch nodes/status, create Events (and, only where `NODE_NAME` is not set, get its own Pod; only with `--pod-routes`,
+//! list and watch Pods).
 
 mod backoff;
 mod client;
 #[cfg(test)]
 mod convergence;
+pub mod events;
 mod nodes;
 mod pods;
 pub mod publish;

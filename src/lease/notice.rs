@@ -1,0 +1,107 @@
+//! What the cluster is told of refused Nodes, and by which daemon: every daemon sees the same, and one word is enough.
+
+use super::{Reason, Refusal, Snapshot};
+
+/// Of one Node that is refused, to be told to whoever looks at that Node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The same from every daemon that sees this, and another for everything else: a DNS subdomain.
+    pub id: String,
+    /// The Node's name.
+    pub node: String,
+    /// Its `metadata.uid`.
+    pub uid: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// So many daemons speak of one Node, as some may be dead.
+const SPEAKERS: usize = 3;
+/// A daemon speaks of so many Nodes at once; metrics, log and `flanneld routes` have them all.
+const MOST: usize = 64;
+/// Characters of a Node's name in an id, which has room for 253.
+const NAMED: usize = 200;
+
+/// What the daemon on `own` has to tell. It always speaks of its own Node, and of what only itself can see: that a peer
+/// claims its address.
+pub fn notices<'a>(snapshot: &Snapshot, own: &str, uid: impl Fn(&str) -> Option<&'a str>) -> Vec<Notice> {
+    // flannel tells nobody anything.
+    let able = snapshot.peers.iter().filter(|lease| lease.caps.is_some()).map(|lease| lease.node.as_str());
+    let able: Vec<&str> = able.collect();
+    let mine = |refusal: &&Refusal| {
+        refusal.node == own
+            || matches!(refusal.reason, Reason::OwnAddress | Reason::OwnMac)
+            || speaks(own, &refusal.node, able.iter().copied())
+    };
+    let notice = |refusal: &Refusal| {
+        let uid = uid(&refusal.node)?;
+        let seen = [uid, refusal.reason.as_str(), refusal.field, &refusal.value];
+        let name: String = refusal.node.chars().take(NAMED).collect();
+        Some(Notice {
+            id: format!("{}.{:016x}", name.trim_end_matches(['-', '.']), hash(&seen)),
+            node: refusal.node.clone(),
+            uid: uid.to_owned(),
+            message: refusal.to_string(),
+        })
+    };
+    snapshot.refused.iter().filter(mine).filter_map(notice).take(MOST).collect()
+}
+
+/// Whether `own` is among the few of `others` and itself that speak of `node`. All daemons agree without a word, as far
+/// as they see the same map.
+fn speaks<'a>(own: &str, node: &str, others: impl Iterator<Item = &'a str>) -> bool {
+    let mine = hash(&[own, node]);
+    others.filter(|other| *other != node && hash(&[other, node]) < mine).count() < SPEAKERS
+}
+
+/// FNV-1a, 64 bits: the same on every machine and in every version.
+fn hash(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn speakers(node: &str, daemons: &[String]) -> Vec<String> {
+        let others = || daemons.iter().map(String::as_str);
+        daemons.iter().filter(|own| speaks(own, node, others())).cloned().collect()
+    }
+
+    #[test]
+    fn a_few_daemons_speak_of_a_node_whoever_looks() {
+        let daemons: Vec<String> = (0..500).map(|n| format!("n{n}")).collect();
+        let spoken = speakers("bad", &daemons);
+        assert_eq!(spoken.len(), SPEAKERS);
+        assert_ne!(spoken, speakers("worse", &daemons), "the work is spread");
+        let fewer: Vec<String> = daemons.iter().filter(|name| !spoken.contains(name)).cloned().collect();
+        assert_eq!(speakers("bad", &fewer).len(), SPEAKERS, "when they are gone, others do");
+        assert_eq!(speakers("bad", &daemons[..2]).len(), 2);
+    }
+
+    #[test]
+    fn a_notice_is_the_same_from_every_daemon_and_another_for_everything_else() {
+        let refusal = |node: &str, value: &str| Refusal {
+            node: node.into(),
+            field: "spec.podCIDR",
+            value: value.into(),
+            reason: Reason::NoPodCidr,
+            family: None,
+            kept: false,
+        };
+        let told = |own: &str, refused: Vec<Refusal>| {
+            let snapshot = Snapshot { refused, ..Snapshot::default() };
+            notices(&snapshot, own, |node| (node != "unknown").then_some("uid"))
+        };
+        let one = told("n1", vec![refusal("n2", "a")]);
+        assert_eq!(one, told("n3", vec![refusal("n2", "a")]));
+        assert_ne!(one[0].id, told("n1", vec![refusal("n2", "b")])[0].id);
+        assert!(one[0].id.starts_with("n2.") && one[0].message.contains("podCIDR"), "{:?}", one[0]);
+        assert!(told("n1", vec![refusal("unknown", "a")]).is_empty());
+        let long = told("n1", vec![refusal(&format!("{}.x", "a".repeat(199)), "a")]);
+        assert!(long[0].id.len() <= 253 && !long[0].id.contains(".."), "{}", long[0].id);
+        let many = (0..1000).map(|n| refusal(&format!("m{n}"), "a")).collect();
+        assert_eq!(told("n1", many).len(), MOST);
+    }
+}
