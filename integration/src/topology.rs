@@ -61,6 +61,7 @@ pub struct Builder {
     backend: String,
     nftables: bool,
     families: Families,
+    network: String,
     launch: fn(Launch) -> Launch,
 }
 
@@ -69,6 +70,13 @@ impl Builder {
     #[must_use]
     pub fn families(mut self, families: Families) -> Self {
         self.families = families;
+        self
+    }
+
+    /// The IPv4 pod network that daemons are told of, in place of [`NETWORK`], which it has to cover.
+    #[must_use]
+    pub fn network(mut self, network: &str) -> Self {
+        network.clone_into(&mut self.network);
         self
     }
 
@@ -145,11 +153,11 @@ impl Builder {
     }
 
     fn write_net_conf(&self, dir: &Path) -> Result<()> {
-        let (backend, nftables) = (&self.backend, self.nftables);
+        let (backend, nftables, network) = (&self.backend, self.nftables, &self.network);
         let v6 = format!("\"EnableIPv6\": true, \"IPv6Network\": \"{NETWORK6}\"");
         let networks = match self.families {
-            Families::V4 => format!("\"Network\": \"{NETWORK}\""),
-            Families::Dual => format!("\"Network\": \"{NETWORK}\", {v6}"),
+            Families::V4 => format!("\"Network\": \"{network}\""),
+            Families::Dual => format!("\"Network\": \"{network}\", {v6}"),
             Families::V6 => format!("\"EnableIPv4\": false, {v6}"),
         };
         let text = format!("{{{networks}, \"EnableNFTables\": {nftables}, \"Backend\": {backend}}}\n");
@@ -196,6 +204,7 @@ impl Cluster {
             backend: "{\"Type\": \"udp\"}".to_owned(),
             nftables: false,
             families: Families::V4,
+            network: NETWORK.to_owned(),
             launch: |launch| launch,
         }
     }
