@@ -11,7 +11,7 @@ BUILD = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 SUDO = $(shell [ "$$(id -u)" = 0 ] || { unshare -Urn true && [ -w /dev/net/tun ]; } 2>/dev/null || command -v sudo)
 # What programs of the lab need to know; sudo lets nothing through by itself.
 LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CACHE_HOME),$(HOME)/.cache) \
-  $(foreach name,KUBEBUILDER_ASSETS LODEN_ETCD34 DEMO_SOURCE,$(if $($(name)),$(name)=$($(name))))
+  $(foreach name,KUBEBUILDER_ASSETS LODEN_ETCD34 DEMO_SOURCE BACKEND,$(if $($(name)),$(name)=$($(name))))
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ machinery: setup ## kube-apiserver and etcd for tests and demo: minutes the firs
 	@$(MAKE) --no-print-directory -C integration/machinery
 
 demo: PROFILE = release
-demo: setup $(if $(filter kube,$(DEMO_SOURCE)),machinery) ## three nodes, a real flanneld in each, and a table of what held; DEMO_SOURCE=kube has them on an API server
+demo: setup $(if $(filter kube,$(DEMO_SOURCE)),machinery) ## three nodes, a real flanneld in each, and a table of what held; BACKEND=udp|vxlan|host-gw; DEMO_SOURCE=kube has them on an API server
 	$(CARGO) build --release -p loden --bin flanneld -p integration --bin demo
 	@$(SUDO) env $(LAB_ENV) $(BUILD)/demo
 

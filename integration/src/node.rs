@@ -51,6 +51,11 @@ impl Node {
         Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, u16::from(self.number))
     }
 
+    /// Its address on the underlay of the family of `like`.
+    pub fn address_like(&self, like: IpAddr) -> IpAddr {
+        if like.is_ipv4() { self.address().into() } else { self.address6().into() }
+    }
+
     /// Address `last` of its pod network; 0 is flannel0's own.
     pub fn pod_address(&self, last: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 244, self.number, last)

@@ -310,6 +310,21 @@ impl Cluster {
     /// When the kernel refuses.
     pub fn plug(&mut self, name: &str, address: Ipv4Addr) -> Result<Netns> {
         let ns = Netns::new(name)?;
+        self.wire(&ns, address)?;
+        Ok(ns)
+    }
+
+    /// Gives a node that has lost its `eth0` another one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn replug(&mut self, name: &str) -> Result<()> {
+        let node = self.node(name)?;
+        let (ns, address) = (node.ns.clone(), node.address());
+        self.wire(&ns, address)
+    }
+
+    fn wire(&mut self, ns: &Netns, address: Ipv4Addr) -> Result<()> {
         self.ports += 1;
         let (port, mtu) = (format!("port{}", self.ports), self.spec.mtu);
         let last = address.octets()[3];
@@ -324,7 +339,7 @@ impl Cluster {
             ns.ip(&format!("route add default via {GATEWAY6}"))?;
         }
         if self.spec.wire == Wire::Segmented {
-            for (side, device) in [(&ns, "eth0"), (&self.switch, port.as_str())] {
+            for (side, device) in [(ns, "eth0"), (&self.switch, port.as_str())] {
                 side.command("ethtool")
                     .args([
                         "-K",
@@ -341,7 +356,7 @@ impl Cluster {
                     .run()?;
             }
         }
-        Ok(ns)
+        Ok(())
     }
 
     /// Adds the next node to the wire. No daemon runs in it, it has no pods, and the feed does not know it yet.

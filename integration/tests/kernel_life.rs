@@ -87,8 +87,8 @@ fn no_loss(backend: &str, notes: &Notes) -> Result<()> {
     let after = kernel_state::of(cluster.node("n1")?, "flannel.1")?;
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
     let writes = cluster.node("n1")?.daemon()?.metrics()?.sum("loden_kernel_writes_total", &[]);
-    // The rules are rewritten once by each daemon: it cannot know what the last one meant.
-    ensure!(writes <= 1.0, "{writes} writes although everything was there");
+    // Traffic rules and the tunnel's doors are written once by each daemon: it cannot know what the last one meant.
+    ensure!(writes <= 2.0, "{writes} writes although everything was there");
     Ok(())
 }
 

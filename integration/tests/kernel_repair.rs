@@ -95,6 +95,9 @@ fn main() -> ExitCode {
                 "link set eth0 down\nlink set eth0 up\nroute replace default via 192.168.77.254",
             )
         })
+        .check("vxlan: the underlay's interface is removed and made anew", |lab, notes| {
+            lab.vxlan.new_underlay(notes)
+        })
         .check("vxlan: what is not ours stays", others)
         .check("vxlan: nobody changes anything and nothing is written", silence)
         .check("vxlan: the underlay's MTU is followed, down and up", underlay_mtu)
@@ -193,6 +196,24 @@ impl Backend {
         let after = kernel_state::of(node, DEVICE)?;
         ensure!(before == after, "before:\n{before}\nafter:\n{after}");
         self.connected()
+    }
+
+    /// The kernel takes a VXLAN device away with the one below it.
+    fn new_underlay(&mut self, notes: &Notes) -> Result<()> {
+        let before = kernel_state::of(self.0.node("n1")?, DEVICE)?;
+        self.0.node("n1")?.ns().ip("link del eth0")?;
+        let gone = || Ok(self.0.node("n1")?.daemon()?.get("/readyz")?.status == 503);
+        wait::until_true("the loss is told", gone)?;
+        self.0.replug("n1")?;
+        let node = self.0.node("n1")?;
+        let healed =
+            wait::until_true("all is back on the new one", || Ok(kernel_state::of(node, DEVICE)? == before));
+        if healed.is_err() {
+            ensure!(false, "before:\n{before}\nafter:\n{}", kernel_state::of(node, DEVICE)?);
+        }
+        notes.took("restored after a new underlay interface", healed?);
+        wait::until_true("ready again", || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready"))?;
+        wait::until_true("pods reach each other", || Ok(self.connected().is_ok())).map(drop)
     }
 
     fn connected(&self) -> Result<()> {

@@ -14,8 +14,8 @@ use integration::wait::{self, human};
 use nix::sys::signal::Signal;
 
 const PEERS: u16 = 5000;
-const CHANGES: usize = 100;
-const ROUNDS: u64 = 40;
+const CHANGES: usize = 5;
+const ROUNDS: u64 = 20;
 
 fn main() -> ExitCode {
     Suite::<Lab>::new()
@@ -186,13 +186,18 @@ fn program(lab: &mut Lab, notes: &Notes) -> Result<()> {
     Ok(())
 }
 
-/// From before the file is replaced until the kernel tells of the new neighbour entry.
+/// The file has to be read anew for each change, which is most of the time; so the pass over the kernel that follows
+/// is told apart from it.
 fn change(lab: &mut Lab, notes: &Notes) -> Result<()> {
     let mut peers = crowd();
     publish(&mut lab.0, &peers)?;
     converge(lab.0.node("n1")?, &peers)?;
-    let before = writes(lab.0.node("n1")?)?;
-    let mut times = Vec::new();
+    let passes = |node: &Node| -> Result<(f64, f64)> {
+        let metrics = node.daemon()?.metrics()?;
+        let of = |part: &str| metrics.sum(&format!("loden_kernel_pass_seconds_{part}"), &[]);
+        Ok((of("sum"), of("count")))
+    };
+    let (before, (spent, count)) = (writes(lab.0.node("n1")?)?, passes(lab.0.node("n1")?)?);
     for number in 1..=u16::try_from(CHANGES)? {
         peers[usize::from(number)] = peer(number + 1, 20_000 + number);
         let start = Instant::now();
@@ -204,13 +209,12 @@ fn change(lab: &mut Lab, notes: &Notes) -> Result<()> {
         wait::until_true("the change is in the kernel", || {
             Ok(node.ns().ip_show(&format!("neigh show {gateway} dev flannel.1"))?.contains(&mac))
         })?;
-        times.push(start.elapsed());
+        notes.took(&format!("one change among {PEERS}, file to kernel"), start.elapsed());
     }
-    times.sort_unstable();
-    let (half, most) = (times[CHANGES / 2], times[CHANGES * 99 / 100]);
     let node = lab.0.node("n1")?;
     converge(node, &peers)?;
-    notes.add(format!("one change among {PEERS}, file to kernel: P50 {}, P99 {}", human(half), human(most)));
+    let (spent, count) = (passes(node)?.0 - spent, passes(node)?.1 - count);
+    notes.add(format!("a pass over the kernel with {PEERS} peers: {:.1} ms on average", spent / count * 1e3));
     notes.add(format!("writes for each change: {}", (writes(node)? - before) / CHANGES as f64));
     Ok(())
 }
@@ -251,7 +255,8 @@ fn start_again(lab: &mut Lab, notes: &Notes) -> Result<()> {
     let node = lab.0.node_mut("n1")?;
     notes.took(&format!("ready after exec with {PEERS} peers in place"), node.daemon_mut()?.wait_ready()?);
     let count = writes(lab.0.node("n1")?)?;
-    ensure!(count <= 1.0, "{count} writes although everything was there");
+    // Traffic rules and the tunnel's doors, of which a daemon cannot know what the last one meant.
+    ensure!(count <= 2.0, "{count} writes although everything was there");
     Ok(())
 }
 

@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind};
 
 use nix::errno::Errno;
 
+use crate::plan::HostFacts;
+
 /// Device names have dots and no slashes, so a path says what the dotted form of a setting cannot.
 fn accept_ra(device: &str) -> String {
     format!("/proc/sys/net/ipv6/conf/{device}/accept_ra")
@@ -13,6 +15,28 @@ fn accept_ra(device: &str) -> String {
 /// Whether a device takes router advertisements; `None` where there is no IPv6.
 pub fn accepts_ra(device: &str) -> Option<bool> {
     Some(fs::read_to_string(accept_ra(device)).ok()?.trim() != "0")
+}
+
+/// Settings that decide whether forwarded packets pass; `devices` are those that pods' packets come by.
+pub fn host<'a>(devices: impl Iterator<Item = &'a str>) -> HostFacts {
+    let strict = |device: &str| number(&format!("net/ipv4/conf/{device}/rp_filter"));
+    // The kernel takes the greater of both.
+    let all = strict("all").unwrap_or_default();
+    HostFacts {
+        forward_v4: number("net/ipv4/ip_forward").map(|value| value != 0),
+        forward_v6: number("net/ipv6/conf/all/forwarding").map(|value| value != 0),
+        strict_rp_filter: devices.into_iter().any(|device| strict(device).unwrap_or_default().max(all) == 1),
+    }
+}
+
+/// Whether packets that cross a bridge pass iptables: without the module, Services are not reached from pods of the
+/// same node.
+pub fn has_bridge_netfilter() -> bool {
+    number("net/bridge/bridge-nf-call-iptables").is_some()
+}
+
+fn number(setting: &str) -> Option<u32> {
+    fs::read_to_string(format!("/proc/sys/{setting}")).ok()?.trim().parse().ok()
 }
 
 /// Lets a device take no router advertisements. Done where there is no IPv6.

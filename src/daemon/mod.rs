@@ -35,9 +35,9 @@ use crate::adapter::kube::{KubeNodes, KubePods};
 use crate::adapter::lock::RunLock;
 use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
-use crate::adapter::{control, file, http};
+use crate::adapter::{control, file, http, sysctl};
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::{BackendConf, NetConf};
+use crate::config::netconf::{BackendConf, NetConf, VxlanConf, VxlanMode};
 use crate::config::offload::Features;
 use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
@@ -169,9 +169,18 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
             let (slot, forwarding) = Forwarding::start(state, &external, port, handle.clone())?;
             (Some(slot), Some(forwarding))
         }
+        BackendConf::Vxlan(VxlanConf { mode: VxlanMode::Userspace, .. }) => bail!(
+            "Backend.Mode \"userspace\" is not built yet: remove the key, and VXLAN is done in the kernel"
+        ),
         BackendConf::Vxlan(_) | BackendConf::HostGw => (None, None),
     };
     let mut doors = Doors::new();
+    if !sysctl::has_bridge_netfilter() {
+        warn!(
+            "the module br_netfilter is not loaded: pods may not reach Services whose pod is on the same node; \
+             run `modprobe br_netfilter`, and name it in /etc/modules-load.d"
+        );
+    }
     let firewall = Firewall::new(Duration::from_secs(state.args.iptables_resync.into())).await?;
     let kernel = LinuxKernel::new(firewall, slot)?;
     state.set_external(external);
@@ -228,7 +237,9 @@ async fn program(state: Rc<State>, kernel: LinuxKernel) {
     let begin = move || begun.health.borrow_mut().busy_since = Some(std::time::Instant::now());
     let goals = state.goals.subscribe();
     let report = |pass: &reconcile::Pass| {
-        state.health.borrow_mut().busy_since = None;
+        if let Some(begun) = state.health.borrow_mut().busy_since.take() {
+            state.metrics.kernel_pass.observe(begun.elapsed().as_secs_f64());
+        }
         if state.passed(pass) {
             info!(tunnel = state.tunnel_name(), mtu = state.mtu.get(), "ready");
             notify(sd_notify::NotifyState::Ready);

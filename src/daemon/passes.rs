@@ -65,13 +65,21 @@ impl State {
         let mut health = self.health.borrow_mut();
         health.failing_peers = pass.peer_errors.len();
         self.failing.replace(pass.peer_errors.clone());
-        let warning = (!pass.warnings.is_empty()).then(|| pass.warnings.join("; "));
-        if health.kernel_warning != warning
-            && let Some(text) = &warning
-        {
+        health.host_trouble = self.said_once(&health.host_trouble, &pass.worries);
+        drop(health);
+        // Packets pass all the same: for the log and the metric, not for readiness.
+        self.metrics.kernel_warnings.set(pass.warnings.len() as i64);
+        let warned = self.kernel_warning.borrow().clone();
+        self.kernel_warning.replace(self.said_once(&warned, &pass.warnings));
+    }
+
+    /// Joins what is the matter, and logs it when it is not what was the matter before.
+    fn said_once(&self, before: &Option<String>, now: &[String]) -> Option<String> {
+        let now = (!now.is_empty()).then(|| now.join("; "));
+        if let Some(text) = now.as_ref().filter(|_| now != *before) {
             warn!("{text}");
         }
-        health.kernel_warning = warning;
+        now
     }
 
     /// Says what was done: each step, but not thousands of them.

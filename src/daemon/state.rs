@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) vtep_macs: Cell<ByFamily<Option<MacAddr>>>,
     /// What the kernel was last made to hold, and what was looked at for it.
     pub(super) in_force: RefCell<Option<(Arc<Desired>, Watched)>>,
+    /// What could not be done in the kernel without stopping packets, so that it is logged once.
+    pub(super) kernel_warning: RefCell<Option<String>>,
     /// Peers that the kernel could not be told of, and why.
     pub(super) failing: RefCell<BTreeMap<PeerId, String>>,
     /// Refusals and mismatches that were logged, so that each is logged once.
@@ -111,6 +113,7 @@ impl State {
             vtep: Cell::default(),
             vtep_macs: Cell::default(),
             in_force: RefCell::default(),
+            kernel_warning: RefCell::default(),
             failing: RefCell::default(),
             complaints: RefCell::default(),
             subnet_env: RefCell::default(),

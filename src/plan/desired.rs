@@ -140,6 +140,8 @@ impl Build<'_> {
     /// As flannel does: a device for each family, and for each peer a route to its device, which is known by address
     /// and by node.
     fn vxlan(&mut self, conf: &VxlanConf) -> Result<(), PlanError> {
+        let external = self.observed.links.get(&Device::External);
+        let external = external.map_or(self.intent.external, |link| link.index);
         for family in self.intent.families() {
             let mtu = self.mtu(family, family)?;
             let local = self.intent.local.get(family).ok_or(PlanError::NoAddress { family })?;
@@ -147,7 +149,7 @@ impl Build<'_> {
                 vni: conf.vni,
                 port: conf.port,
                 local: Some(local),
-                lower: self.intent.external,
+                lower: external,
                 gbp: conf.gbp,
                 learning: conf.learning,
                 exotic: false,

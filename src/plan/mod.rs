@@ -8,6 +8,7 @@
 mod desired;
 mod diff;
 pub mod firewall;
+mod host;
 mod intent;
 #[cfg(test)]
 pub(crate) mod model;
@@ -20,6 +21,7 @@ pub mod verify;
 pub(crate) use desired::tests::intent as sample_intent;
 pub use desired::{Desired, PlanError, desired};
 pub use diff::diff;
+pub use host::HostFacts;
 pub use intent::{ALIAS, Intent, TUN, Vtep};
 pub use object::{
     BLACKHOLE_METRIC, Device, Hop, LinkKind, LinkSpec, LinkState, Object, ROUTE_PROTOCOL, Route, RouteKey,

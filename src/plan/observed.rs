@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use encap::{MacAddr, Prefix};
 
 use super::firewall::FirewallState;
-use super::{Device, LinkState, Route, RouteKey};
+use super::{Device, HostFacts, LinkState, Route, RouteKey};
 
 /// Which kernel objects to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub struct Observed {
     pub neighbours: BTreeMap<(Device, IpAddr), MacAddr>,
     /// Permanent unicast forwarding entries on our devices.
     pub fdb: BTreeSet<(Device, MacAddr, IpAddr)>,
+    /// Settings of the host.
+    pub host: HostFacts,
     /// Traffic rules, ours and what others have put in their way.
     pub firewall: FirewallState,
 }

@@ -29,6 +29,8 @@ pub struct Pass {
     pub errors: Vec<String>,
     /// Why single peers cannot be reached.
     pub peer_errors: BTreeMap<PeerId, String>,
+    /// Settings of the host that stop packets, and are not ours to change.
+    pub worries: Vec<String>,
     /// What could not be done and does not stop packets.
     pub warnings: Vec<String>,
 }
@@ -44,6 +46,7 @@ impl Pass {
             firewall_troubles: Vec::new(),
             errors: Vec::new(),
             peer_errors: BTreeMap::new(),
+            worries: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -73,6 +76,7 @@ pub(super) async fn run<K: Kernel>(
             return pass;
         }
     };
+    pass.worries = observed.host.worries(intent);
     let desired = match desired(intent, &observed, settled) {
         Ok(desired) => desired,
         Err(error) => {

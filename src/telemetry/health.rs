@@ -32,8 +32,8 @@ pub struct Health {
     pub applied: bool,
     /// Peers that the kernel could not be told of; it is tried again for each.
     pub failing_peers: usize,
-    /// A kernel setting that is not as it should be, without which packets pass all the same.
-    pub kernel_warning: Option<String>,
+    /// Settings of the host that stop packets, and what to do about them.
+    pub host_trouble: Option<String>,
     /// Why the kernel does not hold what it should.
     pub kernel_trouble: Option<String>,
     /// Why there is no interface that packets could leave by.
@@ -80,7 +80,7 @@ impl Health {
             &self.pods_trouble,
             &self.publish_trouble,
             &self.firewall_trouble,
-            &self.kernel_warning,
+            &self.host_trouble,
         ]
         .into_iter()
         .flatten()

@@ -42,6 +42,10 @@ pub struct Metrics {
     pub repairs: IntCounterVec,
     /// Peers that the kernel could not be told of.
     pub failing_peers: IntGauge,
+    /// Steps that could not be done and do not stop packets.
+    pub kernel_warnings: IntGauge,
+    /// How long a look at the kernel and what it led to took.
+    pub kernel_pass: Histogram,
     /// Steps toward the kernel that were tried.
     pub kernel_writes: IntCounter,
     /// Steps toward the kernel that failed.
@@ -130,6 +134,17 @@ impl Metrics {
                 "loden_failing_peers",
                 "Peers whose routes or entries the kernel refuses; each is tried again by itself",
             )?,
+            kernel_warnings: IntGauge::new(
+                "loden_kernel_warnings",
+                "Steps that cannot be done and do not stop packets, such as settings under a read-only /proc/sys",
+            )?,
+            kernel_pass: Histogram::with_opts(
+                HistogramOpts::new(
+                    "loden_kernel_pass_seconds",
+                    "From the first look at the kernel to the last change that it led to",
+                )
+                .buckets(seconds.to_vec()),
+            )?,
             kernel_writes: IntCounter::new(
                 "loden_kernel_writes_total",
                 "Steps toward the kernel that were tried; as long as nothing changes there are none",
@@ -173,6 +188,8 @@ impl Metrics {
         registry.register(Box::new(metrics.event_to_data_path.clone()))?;
         registry.register(Box::new(metrics.repairs.clone()))?;
         registry.register(Box::new(metrics.failing_peers.clone()))?;
+        registry.register(Box::new(metrics.kernel_warnings.clone()))?;
+        registry.register(Box::new(metrics.kernel_pass.clone()))?;
         registry.register(Box::new(metrics.kernel_writes.clone()))?;
         registry.register(Box::new(metrics.kernel_errors.clone()))?;
         registry.register(Box::new(metrics.tunnel_mtu.clone()))?;

@@ -41,6 +41,8 @@ impl<'a> Source<'a> {
         match self {
             Self::Pod(pod) => pod.ips().find(|ip| ip.is_ipv4() == at.is_ipv4()),
             Self::Node(node) if node.name() == to.node() => Some(node.pod_address_like(at, 1)),
+            // Without a tunnel device its own address is the only one it has.
+            Self::Node(node) if node.backend["Type"] == "host-gw" => Some(node.address_like(at)),
             Self::Node(node) => Some(node.pod_address_like(at, 0)),
         }
     }

@@ -108,7 +108,9 @@ fn concerns(part: &Part<'_>, watched: &Watched, indices: &Indices) -> bool {
 fn is_named(part: &Part<'_>, watched: &Watched) -> bool {
     let Some(Message::NewLink(link) | Message::DelLink(link)) = part.object() else { return true };
     link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::IfName(name) => watched.tunnels.values().any(|ours| ours == name),
+        LinkAttribute::IfName(name) => {
+            *name == watched.external_name || watched.tunnels.values().any(|ours| ours == name)
+        }
         _ => false,
     })
 }

@@ -19,6 +19,8 @@ pub(super) async fn look(
 ) -> Result<(Observed, Indices)> {
     let mut observed = Observed::default();
     links(rtnl, watched, held, &mut observed).await.context("cannot read devices")?;
+    let names = watched.tunnels.values().map(String::as_str);
+    observed.host = sysctl::host(names.chain([watched.external_name.as_str()]));
     let indices: Indices = observed.links.iter().map(|(device, state)| (*device, state.index)).collect();
     entries(rtnl, &indices, &mut observed).await.context("cannot read addresses, routes and neighbours")?;
     Ok((observed, indices))
@@ -30,9 +32,12 @@ async fn links(
     held: Option<Option<u32>>,
     observed: &mut Observed,
 ) -> Result<()> {
-    if let Some(external) = read::link_by_index(rtnl, watched.external).await? {
-        observed.links.insert(Device::External, external);
+    let mut external = read::link_by_index(rtnl, watched.external).await?;
+    if external.is_none() {
+        // An interface that was removed and made anew (a restarted network manager, a driver) has another index.
+        external = read::link_by_name(rtnl, &watched.external_name).await?;
     }
+    observed.links.extend(external.map(|state| (Device::External, state)));
     for (device, name) in &watched.tunnels {
         let mut state = match held {
             Some(Some(index)) => read::link_by_index(rtnl, index).await?,

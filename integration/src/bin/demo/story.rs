@@ -93,10 +93,13 @@ fn step(view: &View, claim: &str, work: impl FnOnce() -> Measured) -> bool {
 fn set_up(view: &View) -> Option<Cluster> {
     let mut built = None;
     step(view, claim::BUILT, || {
-        let mut cluster = Cluster::builder().build()?;
+        let backend = std::env::var("BACKEND").unwrap_or_else(|_| "udp".to_owned());
+        let mut cluster = Cluster::builder().backend(&format!("{{\"Type\": \"{backend}\"}}")).build()?;
         let source = choose_feed(&mut cluster)?;
         built = Some(cluster);
-        Ok(format!("one namespace each, joined by a bridge with MTU 1500; leases from {source}"))
+        Ok(format!(
+            "one namespace each, joined by a bridge with MTU 1500; backend {backend}; leases from {source}"
+        ))
     });
     let mut cluster = built?;
     let up = step(view, claim::READY, || {
@@ -352,10 +355,12 @@ fn stop(cluster: &mut Cluster) -> Measured {
 /// Fails when a trace of a daemon is left in the node's kernel state or run directory.
 fn nothing_left(node: &Node) -> Result<()> {
     let name = node.name();
-    ensure!(node.link("flannel0")?.is_none(), "{name} still has flannel0");
+    for device in ["flannel0", "flannel.1"] {
+        ensure!(node.link(device)?.is_none(), "{name} still has {device}");
+    }
     ensure!(!node.has_firewall()?, "{name} still has the nftables table");
     let routes = node.ns().ip_show("route show")?;
-    ensure!(!routes.contains(NETWORK), "{name} still has a route: {routes}");
+    ensure!(!routes.contains(NETWORK) && !routes.contains("proto 76"), "{name} still has a route: {routes}");
     let left: Vec<_> = std::fs::read_dir(node.subnet_file().parent().context("a directory")?)
         .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
         .unwrap_or_default();
