@@ -86,7 +86,7 @@ fn the_configurations_in_it_are_json() -> Result<()> {
         serde_json::from_str(text).with_context(|| format!("{key} is not JSON"))
     };
     let net = part("net-conf.json")?;
-    assert_eq!(net["Backend"], json!({ "Type": "udp" }));
+    assert_eq!(net["Backend"], json!({ "Type": "vxlan" }));
     assert_eq!(net["Network"], json!("10.244.0.0/16"));
     let cni = part("cni-conf.json")?;
     assert_eq!(cni["plugins"][0]["type"], json!("flannel"));
