@@ -47,13 +47,23 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The namespace of a running process.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn of_process(name: impl Into<String>, pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        let file = File::open(&path).with_context(|| format!("open {path}"))?;
+        Ok(Self { name: name.into().into(), fd: Arc::new(file.into()) })
+    }
+
     /// The name used in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The descriptor, for what starts processes inside by itself.
-    pub(crate) fn fd(&self) -> Arc<OwnedFd> {
+    pub fn fd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.fd)
     }
 

@@ -66,6 +66,15 @@ impl ApiServer {
         Ok(path)
     }
 
+    /// A kubeconfig for a user by certificate, as the parts of a cluster have one. `group` is what RBAC knows it by.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<String> {
+        let identity = self.authority().client(user, group)?;
+        Ok(kubeconfig(self.url(), self.ca_pem(), &certificate(&identity)).to_string())
+    }
+
     /// A kubeconfig file for the daemon on `node`: by a token as the daemon's pod on that node gets it.
     ///
     /// # Errors

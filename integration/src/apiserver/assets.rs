@@ -40,8 +40,11 @@ impl Assets {
     }
 }
 
-/// The script that builds knows where it puts things; asking it keeps that in one place.
-fn folder(module: &str) -> Result<PathBuf> {
+/// Where the script that builds puts a module of `machinery/`; asking it keeps that in one place.
+///
+/// # Errors
+/// When there is no such module.
+pub fn folder(module: &str) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("machinery/prepare");
     let output = Command::new(&script)
         .args(["--where", module])

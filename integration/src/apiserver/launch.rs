@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use super::admin::Agent;
 use super::assets::Assets;
 use super::process::{Daemon, NetnsFd};
-use super::{ApiServer, DEADLINE, Etcd, audit};
+use super::{ApiServer, DEADLINE, Etcd, Purpose, audit};
 
 /// The socket on which etcd serves the API server. Unix sockets need no port, so two servers never meet, and no other
 /// program reaches the store by accident. 3.4 takes such an address only if it looks like a host and a port, and makes a
@@ -68,15 +68,28 @@ impl ApiServer {
             flag("service-account-issuer", &self.url),
             flag("service-account-signing-key-file", &files.token_key.display()),
             flag("service-account-key-file", &files.token_public_key.display()),
-            flag("authorization-mode", &"RBAC"),
-            flag("service-cluster-ip-range", &"10.96.0.0/16"),
-            // Its own Endpoints need an address that is not loopback, and nobody here uses them.
-            flag("endpoint-reconciler-type", &"none"),
-            // It waits for the default ServiceAccount of a namespace, which a controller would make.
-            flag("disable-admission-plugins", &"ServiceAccount"),
-            flag("audit-policy-file", &dir.join(audit::POLICY).display()),
-            flag("audit-log-path", &dir.join(audit::LOG).display()),
         ]);
+        match &self.options.purpose {
+            Purpose::Alone => command.args([
+                flag("authorization-mode", &"RBAC"),
+                flag("service-cluster-ip-range", &"10.96.0.0/16"),
+                // Its own Endpoints need an address that is not loopback, and nobody here uses them.
+                flag("endpoint-reconciler-type", &"none"),
+                // It waits for the default ServiceAccount of a namespace, which a controller would make.
+                flag("disable-admission-plugins", &"ServiceAccount"),
+                flag("audit-policy-file", &dir.join(audit::POLICY).display()),
+                flag("audit-log-path", &dir.join(audit::LOG).display()),
+            ]),
+            Purpose::Cluster { service_cidrs } => command.args([
+                flag("authorization-mode", &"Node,RBAC"),
+                flag("enable-admission-plugins", &"NodeRestriction"),
+                flag("service-cluster-ip-range", service_cidrs),
+                flag("allow-privileged", &true),
+                flag("kubelet-client-certificate", &files.kubelet_client_cert.display()),
+                flag("kubelet-client-key", &files.kubelet_client_key.display()),
+                flag("kubelet-preferred-address-types", &"InternalIP"),
+            ]),
+        };
         command.args(&self.options.extra_args);
         Daemon::spawn("kube-apiserver", command, &self.log_path(), self.options.netns.clone())
     }

@@ -3,7 +3,7 @@
 //! [`ApiServer::start`] is the door. Access as every kind of client is in `access`, Nodes are made and changed in
 //! `nodes`, and what goes wrong with a server (it hangs, dies, comes back) is below. Nothing here is async: requests run
 //! on a thread of the server's own namespace, so a caller may live anywhere. No controller runs, so nothing changes
-//! unless a test changes it.
+//! unless a test changes it; unless the server is one of a whole cluster, see [`Purpose`].
 
 #![expect(
     clippy::disallowed_methods,
@@ -21,7 +21,7 @@ mod pods;
 mod process;
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -33,6 +33,7 @@ use nix::sys::signal::Signal;
 use socket2::Socket;
 
 pub use access::{Access, NAMESPACE, SERVICE_ACCOUNT};
+pub use assets::folder;
 pub use audit::Request;
 pub use nodes::NodeSpec;
 pub use process::NetnsFd;
@@ -59,6 +60,19 @@ pub enum Etcd {
     Debian34,
 }
 
+/// What a server is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be asked and watched: there are no controllers and no kubelets.
+    #[default]
+    Alone,
+    /// To run pods: controllers make ServiceAccounts, kubelets may change their own Node only.
+    Cluster {
+        /// Where Services get their addresses from, one CIDR per family.
+        service_cidrs: String,
+    },
+}
+
 /// How a server is started. The default is one on loopback and a free port, in the caller's own namespace.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -72,6 +86,8 @@ pub struct Options {
     pub extra_sans: Vec<String>,
     /// What it stores in.
     pub etcd: Etcd,
+    /// What it is for.
+    pub purpose: Purpose,
     /// More flags of kube-apiserver.
     pub extra_args: Vec<String>,
 }
@@ -84,6 +100,7 @@ impl Default for Options {
             port: 0,
             extra_sans: Vec::new(),
             etcd: Etcd::Current,
+            purpose: Purpose::Alone,
             extra_args: Vec::new(),
         }
     }
@@ -131,6 +148,11 @@ impl ApiServer {
         let authority = Authority::new("loden-test-ca")?;
         let mut sans = vec![options.address.to_string(), "localhost".to_owned()];
         sans.extend(options.extra_sans.iter().cloned());
+        if let Purpose::Cluster { service_cidrs } = &options.purpose {
+            // Pods know it by its Service: the first address of the range, and its name.
+            sans.extend(first_addresses(service_cidrs)?);
+            sans.extend(["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned));
+        }
         let files = Files::write(dir.path(), &authority, sans)?;
         audit::write_policy(dir.path())?;
 
@@ -186,6 +208,16 @@ impl ApiServer {
     /// The folder of everything that belongs to this server; it goes with it.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The file of [`ApiServer::ca_pem`].
+    pub fn ca_file(&self) -> &Path {
+        &self.files.ca
+    }
+
+    /// The key that signs the tokens of ServiceAccounts, which the controller that makes them needs too.
+    pub fn token_key_file(&self) -> &Path {
+        &self.files.token_key
     }
 
     /// The log of kube-apiserver so far.
@@ -348,6 +380,11 @@ impl ApiServer {
         self.running().as_ref().context("the API server is not running")?.rss_bytes()
     }
 
+    /// Where the programs of a cluster's administrator are.
+    pub fn kubectl_path(&self) -> &Path {
+        &self.assets.kubectl
+    }
+
     fn authority(&self) -> &Authority {
         &self.authority
     }
@@ -380,6 +417,18 @@ pub fn refused_with(error: &anyhow::Error) -> Option<u16> {
         Some(kube::Error::Api(status)) => Some(status.code),
         _ => None,
     }
+}
+
+/// The first address of each of some CIDRs with commas between them.
+fn first_addresses(cidrs: &str) -> Result<Vec<String>> {
+    let first = |cidr: &str| -> Result<String> {
+        let base: IpAddr = cidr.split('/').next().unwrap_or_default().parse().context(cidr.to_owned())?;
+        Ok(match base {
+            IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() + 1).to_string(),
+            IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits() + 1).to_string(),
+        })
+    };
+    cidrs.split(',').map(first).collect()
 }
 
 async fn get(client: &Client, path: &str) -> Result<String> {

@@ -67,12 +67,16 @@ pub(super) struct Files {
     pub(super) token_key: PathBuf,
     /// Verifies them.
     pub(super) token_public_key: PathBuf,
+    /// How it asks kubelets for logs and for a process in a container.
+    pub(super) kubelet_client_cert: PathBuf,
+    pub(super) kubelet_client_key: PathBuf,
 }
 
 impl Files {
     pub(super) fn write(dir: &Path, ca: &Authority, sans: Vec<String>) -> Result<Self> {
         let server = ca.server(sans)?;
         let token_key = KeyPair::generate()?;
+        let to_kubelets = ca.client("kube-apiserver", Some("system:masters"))?;
         let put = |name: &str, text: String| -> Result<PathBuf> {
             let path = dir.join(name);
             std::fs::write(&path, text)?;
@@ -84,6 +88,8 @@ impl Files {
             server_key: put("server.key", server.key)?,
             token_key: put("token.key", token_key.serialize_pem())?,
             token_public_key: put("token.pub", token_key.public_key_pem())?,
+            kubelet_client_cert: put("kubelet-client.crt", to_kubelets.cert)?,
+            kubelet_client_key: put("kubelet-client.key", to_kubelets.key)?,
         })
     }
 }

@@ -107,14 +107,27 @@ impl Stream {
     /// # Errors
     /// When the connection cannot be made.
     pub fn start(from: End<'_>, to: End<'_>) -> Result<Self> {
+        Self::paced(from, to, CHUNK, Duration::ZERO)
+    }
+
+    /// Connects and sends a little at a time: enough to notice a broken path, too little to fill its queues.
+    ///
+    /// # Errors
+    /// When the connection cannot be made.
+    pub fn trickle(from: End<'_>, to: End<'_>) -> Result<Self> {
+        Self::paced(from, to, 8 << 10, Duration::from_millis(10))
+    }
+
+    fn paced(from: End<'_>, to: End<'_>, size: usize, pause: Duration) -> Result<Self> {
         let (mut sender, mut receiver) = connect(from, to)?;
         let (received, stopping) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let sending = {
             let stopping = Arc::clone(&stopping);
             thread::spawn(move || {
-                let chunk = vec![0; CHUNK];
+                let chunk = vec![0; size];
                 while !stopping.load(Ordering::Relaxed) {
                     sender.write_all(&chunk).context("send")?;
+                    thread::sleep(pause);
                 }
                 Ok(())
             })
