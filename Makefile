@@ -15,10 +15,10 @@ LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CA
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup machinery demo test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
+.PHONY: help setup machinery demo cluster-machinery cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what demo and test need and this machine lacks
 	@integration/setup.sh
@@ -30,6 +30,33 @@ demo: PROFILE = release
 demo: setup $(if $(filter kube,$(DEMO_SOURCE)),machinery) ## three nodes, a real flanneld in each, and a table of what held; BACKEND=udp|vxlan|host-gw; DEMO_SOURCE=kube has them on an API server
 	$(CARGO) build --release -p loden --bin flanneld -p integration --bin demo
 	@$(SUDO) env $(LAB_ENV) $(BUILD)/demo
+
+# Cgroups and mounts need real root.
+ROOT = $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+CLUSTER = $(ROOT) env $(LAB_ENV) $(foreach name,LODEN_CLUSTER_DIR,$(if $($(name)),$(name)=$($(name)))) $(BUILD)/cluster
+
+cluster-machinery: setup ## kubelet, containerd, CoreDNS and the rest of a cluster: some 20 minutes of CPU the first time, then cached
+	@$(MAKE) --no-print-directory -C integration/machinery cluster
+
+cluster: cluster-machinery ## a real Kubernetes cluster on this machine; UP='--nodes 3 --backend udp --proxy nftables --dual --daemonset'
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	@$(CLUSTER) up $(UP)
+	@echo 'now: $(CLUSTER) kubectl get pods -A; … exec-node n1 ip route; make cluster-down'
+
+cluster-down: ## remove the cluster, whatever state it is in
+	$(CARGO) build --profile $(PROFILE) -p integration --bin cluster
+	@$(CLUSTER) down
+
+e2e conformance: cluster-machinery
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	@$(CLUSTER) up $(UP) && $(CLUSTER) $@; result=$$?; $(CLUSTER) down; exit $$result
+
+e2e: ## start a cluster, prove row by row that its network works, remove it; takes UP like cluster
+conformance: ## start a cluster, run upstream's own network conformance tests, remove it; takes UP like cluster
+
+faults: cluster-machinery ## clusters killed half way, started twice, without space: nothing is left of them
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	@$(CLUSTER) faults
 
 test: machinery ## everything: unit, property, fuzz replay, networks in namespaces
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld

@@ -1,0 +1,152 @@
+//! Killing the daemons of every node in turn, while pods talk.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::probe::bulk::{End, Stream};
+use integration::probe::loss::LossCounter;
+use integration::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::ask;
+use super::stage::{Pod, Stage};
+use crate::cgroup;
+use crate::report::Outcome;
+use crate::spec::Backend;
+
+/// Between two questions of the counter.
+const PACE: Duration = Duration::from_millis(5);
+
+pub(crate) fn kube_proxy(stage: &Stage<'_>) -> Result<Outcome> {
+    restart(stage, "kube-proxy", Tolerance::NoLoss)
+}
+
+pub(crate) fn kubelet(stage: &Stage<'_>) -> Result<Outcome> {
+    restart(stage, "kubelet", Tolerance::NoLoss)
+}
+
+pub(crate) fn containerd(stage: &Stage<'_>) -> Result<Outcome> {
+    restart(stage, "containerd", Tolerance::NoLoss)
+}
+
+pub(crate) fn flanneld(stage: &Stage<'_>) -> Result<Outcome> {
+    // With UDP the daemon is the data path: what it does not carry is lost, and TCP sends it again.
+    let tolerance = if stage.spec.backend == Backend::Udp { Tolerance::Loss } else { Tolerance::NoLoss };
+    restart(stage, "flanneld", tolerance)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tolerance {
+    NoLoss,
+    Loss,
+}
+
+/// Kills `daemon` on each node, with a TCP stream and a counter between the first node's pod and the last's, both ways.
+fn restart(stage: &Stage<'_>, daemon: &str, tolerance: Tolerance) -> Result<Outcome> {
+    let pods = stage.pods()?;
+    let (Some(first), Some(last)) = (pods.first(), pods.last()) else { anyhow::bail!("no pods") };
+    let load = Load::start(stage, first, last)?;
+    for node in stage.spec.names() {
+        let before = load.received();
+        let old = process(&node, daemon)?;
+        kill(Pid::from_raw(old), Signal::SIGKILL).with_context(|| format!("kill {daemon} on {node}"))?;
+        wait::until(&format!("{daemon} on {node} is started again"), || {
+            Ok(process(&node, daemon).ok().filter(|pid| *pid != old))
+        })?;
+        if daemon == "flanneld" {
+            ready(stage, &node)?;
+        }
+        wait::until_true(&format!("data flows after {daemon} on {node}"), || {
+            Ok(load.received().iter().zip(&before).all(|(now, before)| *now > before + (64 << 10)))
+        })?;
+    }
+    let (sent, lost, gap) = load.stop()?;
+    let allowed = tolerance == Tolerance::Loss || lost == 0;
+    ensure!(allowed, "{lost} of {sent} questions were lost, longest silence {}", wait::human(gap));
+    Ok(Outcome::Held(format!(
+        "{} nodes: no TCP reset, {lost} of {sent} datagrams lost, longest silence {}",
+        stage.spec.nodes,
+        wait::human(gap)
+    )))
+}
+
+/// What runs between two pods meanwhile: in each direction a TCP stream, and datagrams that are counted.
+struct Load {
+    streams: Vec<Stream>,
+    counters: Vec<LossCounter>,
+}
+
+impl Load {
+    fn start(stage: &Stage<'_>, a: &Pod, b: &Pod) -> Result<Self> {
+        let (ns_a, ns_b) = (stage.pod_ns(a)?, stage.pod_ns(b)?);
+        let (end_a, end_b) = (End { ns: &ns_a, ip: a.ip }, End { ns: &ns_b, ip: b.ip });
+        Ok(Self {
+            streams: vec![Stream::trickle(end_a, end_b)?, Stream::trickle(end_b, end_a)?],
+            counters: vec![LossCounter::start(&ns_a, b.ip, PACE)?, LossCounter::start(&ns_b, a.ip, PACE)?],
+        })
+    }
+
+    fn received(&self) -> Vec<u64> {
+        self.streams.iter().map(Stream::received).collect()
+    }
+
+    /// Questions sent, questions lost, and the longest time without an answer.
+    fn stop(self) -> Result<(u32, u32, Duration)> {
+        let mut total = (0, 0, Duration::ZERO);
+        for counter in self.counters {
+            let loss = counter.stop()?;
+            total = (total.0 + loss.sent, total.1 + loss.lost, total.2.max(loss.longest_gap));
+        }
+        for stream in self.streams {
+            stream.stop().context("a TCP stream did not survive")?;
+        }
+        Ok(total)
+    }
+}
+
+/// A daemon's process on a node: by its program's name, among the node's own.
+fn process(node: &str, daemon: &str) -> Result<i32> {
+    let named = |pid: &i32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').next().is_some_and(|program| program.rsplit('/').next() == Some(daemon))
+    };
+    let found = cgroup::processes(node).into_iter().find(named);
+    found.with_context(|| format!("no {daemon} runs on {node}"))
+}
+
+fn ready(stage: &Stage<'_>, node: &str) -> Result<()> {
+    let ns = stage.node_ns(node)?;
+    wait::until(&format!("flanneld on {node} is ready"), || {
+        ask::get(&ns, integration::daemon::HEALTH, "/readyz").map(Some)
+    })
+    .map(drop)
+}
+
+/// Pods that run go on without the API server, and so does what carries their packets.
+pub(crate) fn pods_without_api(stage: &Stage<'_>) -> Result<Outcome> {
+    let pods = stage.pods()?;
+    let (Some(first), Some(last)) = (pods.first(), pods.last()) else { anyhow::bail!("no pods") };
+    let load = Load::start(stage, first, last)?;
+    let server = Pid::from_raw(process(crate::supervise::CONTROL, "kube-apiserver")?);
+    kill(server, Signal::SIGSTOP).context("stop the API server")?;
+    std::thread::sleep(Duration::from_secs(5));
+    kill(server, Signal::SIGCONT).context("resume the API server")?;
+    let (sent, lost, gap) = load.stop()?;
+    ensure!(lost == 0, "{lost} of {sent} questions were lost, longest silence {}", wait::human(gap));
+    wait::until("the API server answers again", || stage.pods().map(Some))?;
+    Ok(Outcome::Held(format!("5 s without it: 0 of {sent} datagrams lost, no TCP reset")))
+}
+
+pub(crate) fn flanneld_healthy(stage: &Stage<'_>) -> Result<Outcome> {
+    for node in stage.spec.names() {
+        ready(stage, &node)?;
+        if !stage.spec.daemonset {
+            let log = stage.layout.node(&node).var.join("log/flanneld.log");
+            let text = std::fs::read_to_string(&log).with_context(|| log.display().to_string())?;
+            let error = text.lines().find(|line| line.contains("ERROR") || line.contains("panicked"));
+            ensure!(error.is_none(), "{}: {}", log.display(), error.unwrap_or_default());
+        }
+    }
+    Ok(Outcome::Held(format!("/readyz of {} nodes", stage.spec.nodes)))
+}
