@@ -1,8 +1,6 @@
 //! Floor 4: the only place with system calls, sockets, files and programs.
 #![expect(clippy::disallowed_methods, reason = "this is the floor that owns the side effects")]
 
-#[cfg(test)]
-pub(crate) mod allocations;
 pub mod cache;
 pub mod control;
 pub mod file;

@@ -7,13 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::rc::Rc;
 
+use allocation_counter::measure;
 use encap::DropReason;
 use encap::offload::vnet::{Gso, GsoKind, PartialChecksum, VNET_LEN, VnetHeader};
 use etherparse::PacketBuilder;
 
 use super::tests::{PORT, node, pod, shared, udp_packet};
 use super::*;
-use crate::adapter::allocations;
 use crate::config::offload::{Feature, Features};
 use crate::ports::{Batch, FrameIo, PacketIo, Received, SegmentIo, SendError, Transmit, Wake};
 
@@ -341,14 +341,11 @@ fn the_hot_path_asks_for_no_memory() {
         (0..count).for_each(|_| inbox.extend(frames()));
         let mut device = Device { inbox, ..Device::default() };
         let mut udp = Sender::default();
-        let before = allocations::count();
-        encapsulate_offloaded(&a, &mut device, &mut udp, || 0).unwrap();
-        let sending = allocations::count() - before;
+        let sending = measure(|| encapsulate_offloaded(&a, &mut device, &mut udp, || 0).unwrap());
         let inbox = (0..count).flat_map(|_| messages.clone()).collect();
         let mut receiver = Receiver { inbox, ..Receiver::default() };
-        let before = allocations::count();
-        decapsulate_offloaded(&b, &mut receiver, &mut device).unwrap();
-        rounds.borrow_mut().push((sending, allocations::count() - before));
+        let receiving = measure(|| decapsulate_offloaded(&b, &mut receiver, &mut device).unwrap());
+        rounds.borrow_mut().push((sending.count_total, receiving.count_total));
     }
     let rounds = rounds.into_inner();
     assert!(rounds[0].0 > 0 && rounds[0].1 > 0, "the counter does not count: {rounds:?}");
