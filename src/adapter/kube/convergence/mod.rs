@@ -1,8 +1,8 @@
 //! Whatever happens to the Nodes, to the API server, to its answers and to us: no peer is lost on the way, and in the
 //! end the state is that of a fresh start.
 //!
-//! Pure code throughout: [`Sync`], the cache, the index and the forwarding table against a [`Server`] that is a model,
-//! in a time that jumps. `LODEN_STEPS` is the number of steps (100,000), `LODEN_SEED` the seed, which a failure names.
+//! Pure code throughout: [`Sync`], the cache, the index, the forwarding table and the plan for VXLAN against models of a
+//! [`Server`] and of a kernel, in a time that jumps. `LODEN_STEPS` is the number of steps (100,000), `LODEN_SEED` the seed, which a failure names.
 
 mod server;
 
@@ -24,6 +24,7 @@ use crate::config::AnnotationPrefix;
 use crate::config::netconf::NetConf;
 use crate::lease::cache::{self, Remembered, Scope};
 use crate::lease::{IndexConfig, LeaseIndex, NodeFacts, NodeObject, OwnLease, Snapshot, fib};
+use crate::plan::{self, Desired, Device, Intent, LinkState, Observed};
 use crate::ports::LeaseEvent;
 
 const STEPS: u32 = 100_000;
@@ -62,6 +63,9 @@ struct World {
     /// What is to be recalled if the server is not there.
     recalled: Option<Remembered>,
     disk: Option<String>,
+    /// What the kernel holds; it outlives us.
+    kernel: Observed,
+    settled: Option<Desired>,
     counts: BTreeMap<&'static str, u32>,
 }
 
@@ -138,6 +142,23 @@ fn view(snapshot: &Snapshot) -> View {
     view
 }
 
+/// One without anything of ours.
+fn kernel() -> Observed {
+    let external = LinkState { mtu: 1500, up: true, ..LinkState::default() };
+    Observed { links: BTreeMap::from([(Device::External, external)]), ..Observed::default() }
+}
+
+/// Makes the kernel hold what it should. It refuses what a real one would.
+fn program(kernel: &mut Observed, snapshot: &Snapshot, settled: Option<&Desired>) -> Desired {
+    let intent = Intent { backend: conf().backend, peers: snapshot.peers.clone(), ..plan::sample_intent() };
+    let desired = plan::desired(&intent, kernel, settled).unwrap();
+    plan::diff(&desired, kernel).iter().for_each(|op| plan::model::apply(kernel, op));
+    kernel.routes.retain(|_, routes| !routes.is_empty());
+    let rest = plan::diff(&desired, kernel);
+    assert!(rest.is_empty(), "a second look finds {rest:?}");
+    desired
+}
+
 impl World {
     #[expect(clippy::disallowed_methods, reason = "any instant will do as a starting point")]
     fn new(seed: u64) -> Self {
@@ -155,6 +176,8 @@ impl World {
             learned: BTreeMap::new(),
             recalled: None,
             disk: None,
+            kernel: kernel(),
+            settled: None,
             counts: BTreeMap::new(),
         };
         world.server.put(Shape { number: 0, prefix: 0, address: 0, mac: 0 });
@@ -219,6 +242,7 @@ impl World {
         self.sync = Sync::new(nodes(), seen, Rng::with_seed(self.rng.u64(..)));
         self.index = index();
         self.learned.clear();
+        self.settled = None;
         self.watch = None;
     }
 
@@ -445,6 +469,7 @@ impl World {
             assert_ne!(alive.as_ref(), Some(uid), "{name} lost its lease although it was there all the time");
         }
         self.learned = now;
+        self.settled = Some(program(&mut self.kernel, &snapshot, self.settled.as_ref()));
     }
 
     /// Without faults, everything is right soon, and stays so.
@@ -485,6 +510,9 @@ impl World {
         let mut from_cache = index();
         from_cache.reset(remembered.nodes);
         assert_eq!(view(&from_cache.snapshot()), truth, "a start from cache is another");
+        let mut fresh = kernel();
+        program(&mut fresh, &self.index.snapshot(), None);
+        assert_eq!(self.kernel, fresh, "the kernel holds something else than after a fresh start");
         self.faults = true;
         healed
     }
