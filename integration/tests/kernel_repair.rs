@@ -98,6 +98,9 @@ fn main() -> ExitCode {
         .check("vxlan: the underlay's interface is removed and made anew", |lab, notes| {
             lab.vxlan.new_underlay(notes)
         })
+        .check("vxlan: forwarding that is switched off is named at once", |lab, notes| {
+            lab.vxlan.forwarding(notes)
+        })
         .check("vxlan: what is not ours stays", others)
         .check("vxlan: nobody changes anything and nothing is written", silence)
         .check("vxlan: the underlay's MTU is followed, down and up", underlay_mtu)
@@ -195,6 +198,20 @@ impl Backend {
         notes.took("everything restored by a start, after exec", node.daemon_mut()?.wait_ready()?);
         let after = kernel_state::of(node, DEVICE)?;
         ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+        self.connected()
+    }
+
+    /// The setting is the operator's, so it is not put back.
+    fn forwarding(&self, notes: &Notes) -> Result<()> {
+        let node = self.0.node("n1")?;
+        node.ns().sysctl("net/ipv4/ip_forward", "0")?;
+        let told = || {
+            let answer = node.daemon()?.get("/readyz")?;
+            Ok(answer.status == 200 && answer.body.contains("sysctl -w net.ipv4.ip_forward=1"))
+        };
+        notes.took("forwarding off is told after", wait::until_true("it is told", told)?);
+        node.ns().sysctl("net/ipv4/ip_forward", "1")?;
+        wait::until_true("all is well", || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready"))?;
         self.connected()
     }
 

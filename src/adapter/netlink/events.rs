@@ -15,8 +15,9 @@ use super::route_device;
 use super::socket::{Part, parts};
 use crate::plan::{Device, ROUTE_PROTOCOL, Watched};
 
-/// `RTNLGRP_LINK`, `_NEIGH` (forwarding entries too), `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// `RTNLGRP_LINK`, `_NEIGH` (forwarding entries too), `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`,
+/// `_IPV4_NETCONF`, `_IPV6_NETCONF` (forwarding, reverse path filter).
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
 
 /// `RTM_NEWLINK`, `RTM_DELLINK`.
 const LINKS: std::ops::RangeInclusive<u16> = 16..=17;
@@ -24,6 +25,10 @@ const LINKS: std::ops::RangeInclusive<u16> = 16..=17;
 const ROUTES: std::ops::RangeInclusive<u16> = 24..=25;
 /// `RTM_NEWNEIGH`, `RTM_DELNEIGH`.
 const NEIGHBOURS: std::ops::RangeInclusive<u16> = 28..=29;
+
+/// `RTM_NEWNETCONF`, and what it has for an index when it is about all devices.
+const NETCONF: u16 = 80;
+const ALL_DEVICES: u32 = u32::MAX;
 
 /// Room for what a storm of changes says before the kernel drops some; a drop costs a look at everything.
 const BUFFER: usize = 4 << 20;
@@ -90,11 +95,16 @@ fn concerns(part: &Part<'_>, watched: &Watched, indices: &Indices) -> bool {
             _ => true,
         };
     }
-    // Messages about links, addresses and neighbours all have the device's index there.
-    let Some(index) = part.payload().get(4..8).and_then(|bytes| bytes.first_chunk::<4>()) else {
+    // Messages about links, addresses and neighbours all have the device's index in their header, those about
+    // settings in their first attribute.
+    let at = if part.kind == NETCONF { 8 } else { 4 };
+    let Some(index) = part.payload().get(at..at + 4).and_then(|bytes| bytes.first_chunk::<4>()) else {
         return true;
     };
     let index = u32::from_ne_bytes(*index);
+    if part.kind == NETCONF && index == ALL_DEVICES {
+        return true;
+    }
     // Whom the external interface talks to changes all the time and is nothing to us.
     let known = |(device, known): (&Device, &u32)| {
         *known == index && (*device != Device::External || !NEIGHBOURS.contains(&part.kind))
