@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use integration::probe::reach::{self, Source};
 use integration::process::NsCommand;
 use integration::suite::{Notes, Suite};
-use integration::topology::{Cluster, Node};
+use integration::topology::{Cluster, Families, NETWORK6, Node};
 use integration::wait;
 use nix::sys::signal::Signal;
 
@@ -46,6 +46,7 @@ const LEGACY_SAVE: &str = "iptables-legacy-save";
 fn main() -> ExitCode {
     Suite::<Cluster>::new()
         .check("iptables-save is flannel's, byte for byte", golden)
+        .check("ip6tables-save is flannel's in a cluster with IPv6, and untouched in one without", golden6)
         .check("a chain that is flushed", |c, n| repaired(c, n, "-t nat -F FLANNEL-POSTRTG"))
         .check("a chain of filter that is flushed", |c, n| repaired(c, n, "-t filter -F FLANNEL-FWD"))
         .check("a rule that is deleted", |c, n| repaired(c, n, "-t nat -D FLANNEL-POSTRTG 5"))
@@ -99,6 +100,24 @@ fn golden(cluster: &mut Cluster, _: &Notes) -> Result<()> {
     let listed = cluster.node("n1")?.ns().command("nft").args(["list", "tables"]).run()?;
     ensure!(!listed.contains("flannel-ipv"), "{listed}");
     connected(cluster)
+}
+
+fn golden6(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
+    let plain = cluster.node("n1")?.iptables_save("ip6tables-nft-save")?;
+    ensure!(!plain.contains("FLANNEL"), "{plain}");
+    let builder = Cluster::builder().nodes(2).pods_per_node(1).families(Families::Dual);
+    let dual = builder.backend(r#"{"Type": "vxlan"}"#).start()?;
+    let node = dual.node("n1")?;
+    let flannel = FLANNEL
+        .replace("10.244.0.0/16", NETWORK6)
+        .replace("10.244.1.0/24", &node.pod_cidr6())
+        .replace("224.0.0.0/4", "ff00::/8");
+    let restored = |node: &Node| Ok(node.iptables_save("ip6tables-nft-save")? == flannel);
+    ensure!(restored(node)?, "{}", node.iptables_save("ip6tables-nft-save")?);
+    node.ns().command("ip6tables-nft").args(["-t", "nat", "-F"]).run()?;
+    notes.took("restored after `ip6tables -t nat -F`", wait::until_true("IPv6 rules", || restored(node))?);
+    ensure!(is_golden(node)?, "IPv4 has other rules beside IPv6");
+    connected(&dual)
 }
 
 /// Breaks something with an iptables command, and waits until everything is as flannel's again and counted.

@@ -85,6 +85,10 @@ fn table(node: &Node) -> Result<String> {
     node.ns().command("nft").args(["list", "table", "inet", "loden"]).run()
 }
 
+fn set(node: &Node, name: &str) -> Result<String> {
+    node.ns().command("nft").args(["list", "set", "inet", "loden", name]).run()
+}
+
 impl Doors {
     fn n1(&self) -> Result<&Node> {
         self.cluster.node("n1")
@@ -208,6 +212,10 @@ fn stranger(doors: &mut Doors, _: &Notes) -> Result<()> {
     for from in n2.ips().chain([OUTSIDE, doors.stranger.pod(7).into(), doors.stranger.pod6(7).into()]) {
         doors.refused(&doors.stranger, &doors.forged(from)?, "unknown_sender")?;
     }
+    wait::until_true("the log names the stranger", || {
+        let log = doors.n1()?.daemon()?.log()?;
+        Ok(["192.168.77.66", "fd00:77::42"].iter().any(|who| log.contains(&format!("the last from {who}: "))))
+    })?;
     Ok(())
 }
 
@@ -341,10 +349,9 @@ fn updates(doors: &mut Doors, notes: &Notes) -> Result<()> {
     for round in 0..10 {
         let gone = doors.cluster.manifests();
         doors.cluster.publish_only(&gone)?;
-        wait::until_true(
-            "the node is out of the set",
-            || Ok(!table(doors.n1()?)?.contains("192.168.77.50")),
-        )?;
+        wait::until_true("the node is out of the set", || {
+            Ok(!table(doors.n1()?)?.contains("192.168.77.50 . "))
+        })?;
         doors.refused(&doors.node, &doors.forged(doors.node.pod(7))?, "unknown_sender")?;
         let len = if round % 2 == 0 { 25 } else { 24 };
         let mut nodes = doors.cluster.manifests();
@@ -377,7 +384,7 @@ fn repaired(doors: &mut Doors, notes: &Notes) -> Result<()> {
             let text = table(doors.n1()?)?;
             Ok(text.matches(" . 0x").count() == want
                 && text.contains("goto from4")
-                && !text.contains("192.168.77.66"))
+                && !set(doors.n1()?, "nodes4")?.contains(".66"))
         };
         notes.took(&format!("restored after `nft {breaks}`"), wait::until_true(breaks, restored)?);
     }
@@ -403,7 +410,7 @@ fn dead_mans_switch(doors: &mut Doors, _: &Notes) -> Result<()> {
 
 fn renewed(doors: &mut Doors, notes: &Notes) -> Result<()> {
     let left = || -> Result<u64> {
-        let text = table(doors.n1()?)?;
+        let text = set(doors.n1()?, "guarded")?;
         let left = text.split("expires ").nth(1).context("no element that expires")?;
         let (minutes, rest) = left.split_once('m').context("minutes")?;
         Ok(minutes.parse::<u64>()? * 60 + rest.split('s').next().context("seconds")?.parse::<u64>()?)

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -180,7 +181,7 @@ impl Firewall {
         let done = match op {
             FirewallOp::Install(home, rules) => self.install(*home, rules).await,
             FirewallOp::Remove(home) => self.remove(*home).await,
-            FirewallOp::InstallGuard(guard) => self.load_guard(guard, &guard.script()).await,
+            FirewallOp::InstallGuard(guard) => self.install_guard(guard).await,
             FirewallOp::UpdateGuard { before, after } => self.update_guard(before, after).await,
             FirewallOp::RemoveGuard => {
                 self.guard = None;
@@ -249,7 +250,13 @@ impl Firewall {
         {
             return Ok(());
         }
-        self.load_guard(after, &after.script()).await
+        self.install_guard(after).await
+    }
+
+    async fn install_guard(&mut self, guard: &Guard) -> Result<(), Failure> {
+        self.load_guard(guard, &guard.script()).await?;
+        self.renewed = Instant::now();
+        Ok(())
     }
 
     async fn load_guard(&mut self, guard: &Guard, script: &str) -> Result<(), Failure> {
@@ -258,9 +265,6 @@ impl Firewall {
         nft::load(script).await?;
         let digest = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
         self.guard = Some((guard.clone(), digest.ok_or_else(disturbed)?));
-        if script == guard.script() {
-            self.renewed = Instant::now();
-        }
         Ok(())
     }
 
@@ -321,6 +325,11 @@ impl Firewall {
 /// What the guard has dropped or counted; `None` without table, or with one that checks nothing.
 pub fn guard_counters() -> Result<Option<GuardCounters>> {
     nft::guard_counters()
+}
+
+/// Who was refused by the guard last, as far as it is remembered.
+pub fn last_refused() -> Result<Option<IpAddr>> {
+    nft::last_refused()
 }
 
 /// Of what is ours; `None` when nothing is.

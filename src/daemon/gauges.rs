@@ -1,7 +1,10 @@
 //! What is read once a second because nobody tells: the kernel's own drops, and who was refused.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
+use encap::SourceCheck;
+use prometheus::IntCounter;
 use rtnetlink::Handle;
 use tracing::warn;
 
@@ -66,14 +69,19 @@ impl Gauges {
 /// What the kernel has kept out of its tunnel.
 pub(super) struct Doors {
     seen: GuardCounters,
+    /// Who was refused last.
+    sender: Option<IpAddr>,
+    refusals: Refusals,
 }
 
 impl Doors {
     /// From now on: what a table of an earlier daemon has counted is not ours to count again.
     pub(super) fn new() -> Self {
-        Self { seen: firewall::guard_counters().ok().flatten().unwrap_or_default() }
+        let seen = firewall::guard_counters().ok().flatten().unwrap_or_default();
+        Self { seen, sender: None, refusals: Refusals::default() }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
     pub(super) fn read(&mut self, state: &State) {
         if !matches!(state.conf.backend, BackendConf::Vxlan(_)) {
             return;
@@ -84,6 +92,17 @@ impl Doors {
         for ((counter, before), now) in state.metrics.refused_by_kernel.iter().zip(before).zip(now.packets) {
             counter.inc_by(now.saturating_sub(before));
         }
-        self.seen = now;
+        if now != self.seen {
+            self.seen = now;
+            self.sender = firewall::last_refused().ok().flatten();
+        }
+        // What was only counted has arrived.
+        if state.conf.source_check != SourceCheck::Enforce {
+            return;
+        }
+        let counts = state.metrics.refused_by_kernel.each_ref().map(IntCounter::get);
+        if let Some(text) = self.refusals.due(counts, self.sender, Instant::now()) {
+            warn!("{text}");
+        }
     }
 }

@@ -29,7 +29,8 @@ impl Refusals {
         self.due(counts, rx.last_refused(), now)
     }
 
-    fn due(&mut self, counts: [u64; 2], from: Option<IpAddr>, now: Instant) -> Option<String> {
+    /// The line that is due now, if any: `counts` of unknown senders and of spoofed sources so far, the last `from`.
+    pub fn due(&mut self, counts: [u64; 2], from: Option<IpAddr>, now: Instant) -> Option<String> {
         let recently = self.said.is_some_and(|said| now.saturating_duration_since(said) < PAUSE);
         if counts == self.counted || recently {
             return None;

@@ -4,6 +4,8 @@ mod events;
 mod survey;
 mod wire;
 
+use std::net::IpAddr;
+
 use anyhow::Result;
 use encap::Family;
 
@@ -11,16 +13,16 @@ pub(super) use self::events::FirewallEvents;
 pub use self::survey::GuardCounters;
 pub(super) use self::survey::Survey;
 use self::survey::{
-    CHAIN_NAME, ELEMENT_KEY, RULE_CHAIN, RULE_HANDLE, SET_ELEMENTS, SET_NAME, TABLE_NAME, number_of,
+    CHAIN_NAME, DATA_VALUE, ELEMENT_KEY, RULE_CHAIN, RULE_HANDLE, SET_ELEMENTS, SET_NAME, TABLE_NAME,
+    number_of,
 };
 use self::wire::{Message, NFPROTO_INET, kind};
 use super::program::{self, Failure};
 use crate::plan::firewall::iptables::Table;
 use crate::plan::firewall::{OWN_TABLE, guard, nftables};
 
-/// `NFTA_LIST_ELEM`, `NFTA_DATA_VALUE` and `NFTA_SET_ELEM_TIMEOUT`.
+/// `NFTA_LIST_ELEM` and `NFTA_SET_ELEM_TIMEOUT`.
 const LIST_ELEMENT: u16 = 1;
-const DATA_VALUE: u16 = 1;
 const ELEMENT_TIMEOUT: u16 = 4;
 
 /// Reads nftables, and remembers what it read for as long as nothing changes.
@@ -83,6 +85,11 @@ pub(super) fn renew_guard() -> Result<()> {
 /// What our own table has counted; `None` when there is none, or none with counters.
 pub(super) fn guard_counters() -> Result<Option<GuardCounters>> {
     survey::counters()
+}
+
+/// Who was refused last, as far as it is remembered.
+pub(super) fn last_refused() -> Result<Option<IpAddr>> {
+    survey::last_refused()
 }
 
 /// Removes flannel's table.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::IpAddr;
 
 use anyhow::Result;
 use encap::Family;
@@ -46,7 +47,9 @@ const GENERATION: u16 = 1;
 pub(super) const SET_NAME: u16 = 2;
 pub(super) const SET_ELEMENTS: u16 = 3;
 pub(super) const ELEMENT_KEY: u16 = 1;
+const ELEMENT_EXPIRATION: u16 = 5;
 const ELEMENT_KEY_END: u16 = 10;
+pub(super) const DATA_VALUE: u16 = 1;
 const OBJECT_NAME: u16 = 2;
 const OBJECT_DATA: u16 = 4;
 const COUNTER_PACKETS: u16 = 2;
@@ -186,18 +189,41 @@ fn look() -> Result<Survey> {
 
 /// A digest of what is in a set of our own table, in whatever order the kernel keeps it.
 fn members(set: &str) -> Result<u64> {
-    let request =
-        Message::new(kind::GET_ELEMENT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, set);
     let mut sum = 0_u64;
-    wire::dump(request, |part| {
-        let elements = wire::attribute(part.attributes(), SET_ELEMENTS).unwrap_or_default();
-        for (_, element) in wire::attributes(elements) {
-            let mut hasher = DefaultHasher::new();
-            [ELEMENT_KEY, ELEMENT_KEY_END].map(|kind| wire::attribute(element, kind)).hash(&mut hasher);
-            sum = sum.wrapping_add(hasher.finish());
-        }
+    each_member(set, |element| {
+        let mut hasher = DefaultHasher::new();
+        [ELEMENT_KEY, ELEMENT_KEY_END].map(|kind| wire::attribute(element, kind)).hash(&mut hasher);
+        sum = sum.wrapping_add(hasher.finish());
     })?;
     Ok(sum)
+}
+
+fn each_member(set: &str, mut each: impl FnMut(&[u8])) -> Result<()> {
+    let request =
+        Message::new(kind::GET_ELEMENT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, set);
+    wire::dump(request, |part| {
+        let elements = wire::attribute(part.attributes(), SET_ELEMENTS).unwrap_or_default();
+        wire::attributes(elements).for_each(|(_, element)| each(element));
+    })
+    .map(drop)
+}
+
+/// Who was refused last, as far as it is remembered.
+pub(super) fn last_refused() -> Result<Option<IpAddr>> {
+    let mut last: Option<(u64, IpAddr)> = None;
+    for set in guard::REFUSED {
+        each_member(set, |element| {
+            // What expires last was put there, or met again, last.
+            let left = wire::attribute(element, ELEMENT_EXPIRATION).and_then(wire::number64);
+            let key = wire::attribute(element, ELEMENT_KEY).and_then(|key| wire::attribute(key, DATA_VALUE));
+            let addr = key.and_then(|key| match key.len() {
+                4 => key.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
+                _ => key.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
+            });
+            last = last.max(left.zip(addr));
+        })?;
+    }
+    Ok(last.map(|(_, addr)| addr))
 }
 
 /// What our own table has counted.

@@ -67,6 +67,9 @@ pub const REASONS: [&str; 2] = [UNKNOWN_SENDER, SPOOFED_SOURCE];
 const UNKNOWN_SENDER: &str = "unknown_sender";
 const SPOOFED_SOURCE: &str = "spoofed_source";
 
+/// The sets of those who were refused lately, whom the log names.
+pub const REFUSED: [&str; 2] = ["refused4", "refused6"];
+
 /// The set whose one element, UDP's protocol number, keeps the checks in force.
 pub const GUARDED: &str = "guarded";
 /// How long the element lasts.
@@ -221,6 +224,12 @@ impl Guard {
         for reason in REASONS {
             let _ = writeln!(text, "  counter {reason} {{ }}");
         }
+        for (set, Outer { kind, .. }) in REFUSED.iter().zip(OUTER) {
+            let _ = write!(
+                text,
+                "  set {set} {{\n    type {kind}\n    size 256\n    flags dynamic,timeout\n    timeout 10m\n  }}\n"
+            );
+        }
         let _ = write!(
             text,
             "  set {GUARDED} {{\n    type inet_proto\n    flags timeout\n    elements = {{ udp timeout {}s }}\n  }}\n",
@@ -235,18 +244,20 @@ impl Guard {
         let _ =
             writeln!(text, "  chain forward {{\n    type filter hook forward priority raw; policy accept;");
         for network in &check.networks {
-            let Outer { word, digit, .. } = OUTER[usize::from(!network.is_ipv4())];
-            let _ = writeln!(
-                text,
-                "    meta l4proto @{GUARDED} udp dport {port} {word} saddr {network} {word} daddr @nodes{digit} {}",
-                refuse(UNKNOWN_SENDER)
+            let outer = OUTER[usize::from(!network.is_ipv4())];
+            let Outer { word, digit, .. } = outer;
+            let from_pods = format!(
+                "    meta l4proto @{GUARDED} udp dport {port} {word} saddr {network} {word} daddr @nodes{digit}"
             );
+            let _ = writeln!(text, "{from_pods} {}\n{from_pods} {}", remember(outer), refuse(UNKNOWN_SENDER));
         }
         let _ = write!(
             text,
             "  }}\n  chain tunnel {{\n    @th,{VNI_AT},24 != {} return\n    ip saddr @nodes4 goto from4\n    \
-             ip6 saddr @nodes6 goto from6\n    {}\n  }}\n",
+             ip6 saddr @nodes6 goto from6\n    {}\n    {}\n    {}\n  }}\n",
             check.vni,
+            remember(OUTER[0]),
+            remember(OUTER[1]),
             refuse(UNKNOWN_SENDER)
         );
         for outer in OUTER {
@@ -255,7 +266,8 @@ impl Guard {
             // ARP names no source that is routed by. Anything else, a VLAN tag above all, would hide one.
             let _ = writeln!(
                 text,
-                "    @th,{ETHERTYPE_AT},16 0x0806 return\n    {}\n  }}",
+                "    @th,{ETHERTYPE_AT},16 0x0806 return\n    {}\n    {}\n  }}",
+                remember(outer),
                 refuse(SPOOFED_SOURCE)
             );
         }
@@ -283,6 +295,11 @@ fn pass(text: &mut String, check: &Check, outer: Outer, inner: Inner) {
         let _ =
             writeln!(text, "    {ethertype} @th,{},{} != {start:#x} return", inner.source_at, network.len());
     }
+}
+
+/// Keeps the outer source for the log. A rule of its own: where the set is full, it ends there and the next one drops.
+fn remember(outer: Outer) -> String {
+    format!("update @refused{} {{ {} saddr }}", outer.digit, outer.word)
 }
 
 fn pairs(outer: Outer, inner: Inner) -> String {
