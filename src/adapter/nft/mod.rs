@@ -1,6 +1,7 @@
 //! nftables: `nft -f -` writes our tables, netlink says what stands and removes what is to go.
 
 mod events;
+mod own_table;
 mod survey;
 mod wire;
 
@@ -10,12 +11,10 @@ use anyhow::Result;
 use encap::Family;
 
 pub(super) use self::events::FirewallEvents;
-pub use self::survey::GuardCounters;
+pub use self::own_table::GuardCounters;
+use self::own_table::{DATA_VALUE, ELEMENT_KEY, SET_ELEMENTS, SET_NAME};
 pub(super) use self::survey::Survey;
-use self::survey::{
-    CHAIN_NAME, DATA_VALUE, ELEMENT_KEY, RULE_CHAIN, RULE_HANDLE, SET_ELEMENTS, SET_NAME, TABLE_NAME,
-    number_of,
-};
+use self::survey::{CHAIN_NAME, RULE_CHAIN, RULE_HANDLE, TABLE_NAME, number_of};
 use self::wire::{Message, NFPROTO_INET, kind};
 use super::program::{self, Failure};
 use crate::plan::firewall::iptables::Table;
@@ -84,12 +83,12 @@ pub(super) fn renew_guard() -> Result<()> {
 
 /// What our own table has counted; `None` when there is none, or none with counters.
 pub(super) fn guard_counters() -> Result<Option<GuardCounters>> {
-    survey::counters()
+    own_table::counters()
 }
 
 /// Who was refused last, as far as it is remembered.
 pub(super) fn last_refused() -> Result<Option<IpAddr>> {
-    survey::last_refused()
+    own_table::last_refused()
 }
 
 /// Removes flannel's table.

@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::IpAddr;
 
 use anyhow::Result;
 use encap::Family;
 
+use super::own_table;
 use super::wire::{self, Message, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, Part, kind, number, text};
 use crate::plan::firewall::iptables::Table;
 use crate::plan::firewall::{Foreign, Home, Hook, OWN_TABLE, Obstacle, Variant, guard, nftables};
@@ -23,7 +23,6 @@ const NFT_RETURN: u32 = -5_i32 as u32;
 
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and `NFTA_RULE_TABLE` are all attribute 1.
 pub(super) const TABLE_NAME: u16 = 1;
-const TABLE_HANDLE: u16 = 4;
 pub(super) const CHAIN_NAME: u16 = 3;
 pub(super) const CHAIN_HOOK: u16 = 4;
 pub(super) const RULE_CHAIN: u16 = 2;
@@ -43,16 +42,6 @@ const VERDICT_CHAIN: u16 = 2;
 /// `NFTA_TARGET_NAME` and `NFTA_MATCH_NAME`, of extensions that come from xtables.
 const EXTENSION_NAME: u16 = 1;
 const GENERATION: u16 = 1;
-/// Of the messages about a set's elements.
-pub(super) const SET_NAME: u16 = 2;
-pub(super) const SET_ELEMENTS: u16 = 3;
-pub(super) const ELEMENT_KEY: u16 = 1;
-const ELEMENT_EXPIRATION: u16 = 5;
-const ELEMENT_KEY_END: u16 = 10;
-pub(super) const DATA_VALUE: u16 = 1;
-const OBJECT_NAME: u16 = 2;
-const OBJECT_DATA: u16 = 4;
-const COUNTER_PACKETS: u16 = 2;
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
@@ -178,85 +167,13 @@ fn look() -> Result<Survey> {
     }
     if own_table {
         guard::SETS.iter().try_for_each(|set| {
-            members(set)?.hash(&mut own_digest);
+            own_table::members(set)?.hash(&mut own_digest);
             Ok::<_, anyhow::Error>(())
         })?;
         found.own_table = Some(own_digest.finish());
     }
     found.homes = digests.into_iter().map(|(home, digest)| (home, digest.finish())).collect();
     Ok(found)
-}
-
-/// A digest of what is in a set of our own table, in whatever order the kernel keeps it.
-fn members(set: &str) -> Result<u64> {
-    let mut sum = 0_u64;
-    each_member(set, |element| {
-        let mut hasher = DefaultHasher::new();
-        [ELEMENT_KEY, ELEMENT_KEY_END].map(|kind| wire::attribute(element, kind)).hash(&mut hasher);
-        sum = sum.wrapping_add(hasher.finish());
-    })?;
-    Ok(sum)
-}
-
-fn each_member(set: &str, mut each: impl FnMut(&[u8])) -> Result<()> {
-    let request =
-        Message::new(kind::GET_ELEMENT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, set);
-    wire::dump(request, |part| {
-        let elements = wire::attribute(part.attributes(), SET_ELEMENTS).unwrap_or_default();
-        wire::attributes(elements).for_each(|(_, element)| each(element));
-    })
-    .map(drop)
-}
-
-/// Who was refused last, as far as it is remembered.
-pub(super) fn last_refused() -> Result<Option<IpAddr>> {
-    let mut last: Option<(u64, IpAddr)> = None;
-    for set in guard::REFUSED {
-        each_member(set, |element| {
-            // What expires last was put there, or met again, last.
-            let left = wire::attribute(element, ELEMENT_EXPIRATION).and_then(wire::number64);
-            let key = wire::attribute(element, ELEMENT_KEY).and_then(|key| wire::attribute(key, DATA_VALUE));
-            let addr = key.and_then(|key| match key.len() {
-                4 => key.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
-                _ => key.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
-            });
-            last = last.max(left.zip(addr));
-        })?;
-    }
-    Ok(last.map(|(_, addr)| addr))
-}
-
-/// What our own table has counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GuardCounters {
-    /// Number of the table: one that took its place has another, and began at zero.
-    pub table: u64,
-    /// Packets, in the order of [`guard::REASONS`].
-    pub packets: [u64; 2],
-}
-
-/// What our own table has counted; `None` when there is none, or none with counters.
-pub(super) fn counters() -> Result<Option<GuardCounters>> {
-    let mut table = None;
-    wire::dump(Message::new(kind::GET_TABLE, NFPROTO_INET), |part| {
-        let get = |kind| wire::attribute(part.attributes(), kind);
-        if get(TABLE_NAME).and_then(text) == Some(OWN_TABLE) {
-            table = get(TABLE_HANDLE).and_then(wire::number64);
-        }
-    })?;
-    let mut packets = [None; 2];
-    wire::dump(Message::new(kind::GET_OBJECT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE), |part| {
-        let get = |kind| wire::attribute(part.attributes(), kind);
-        let ours = get(TABLE_NAME).and_then(text) == Some(OWN_TABLE);
-        let name = get(OBJECT_NAME).and_then(text).filter(|_| ours);
-        let count = get(OBJECT_DATA).and_then(|data| wire::attribute(data, COUNTER_PACKETS));
-        let at = guard::REASONS.iter().position(|reason| Some(*reason) == name);
-        if let (Some(at), Some(count)) = (at, count.and_then(wire::number64)) {
-            packets[at] = Some(count);
-        }
-    })?;
-    let packets = packets[0].zip(packets[1]).map(<[u64; 2]>::from);
-    Ok(table.zip(packets).map(|(table, packets)| GuardCounters { table, packets }))
 }
 
 /// Which of iptables' tables this is, and whose packets go through it.
