@@ -27,6 +27,14 @@ pub enum DropReason {
     /// The inner source belongs to another node, to us, or to no node, though it lies in the cluster network.
     /// Look at the sending node's masquerading, or for an intruder.
     SpoofedSource,
+    /// The VXLAN network identifier is not ours. Look at `Backend.VNI`, which is the same on all nodes.
+    WrongVni,
+    /// The frame in VXLAN is for another device than ours, as a sender's old knowledge of us makes it. Look at the
+    /// `backend-data` annotation of this node, and whether the sending node has read it.
+    WrongMac,
+    /// The frame in VXLAN carries something other than IP, such as ARP, which nobody here has to answer: all nodes know
+    /// all devices. Look at who bridges into the tunnel.
+    NotIp,
     /// The packet says it is longer than what arrived. Look at MTUs that differ between nodes.
     Truncated,
     /// The device or socket could not take more. Look at the load, and at the sizes of socket buffers and queues.
@@ -39,7 +47,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of [`index`](Self::index).
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::BadPacket,
         Self::NoRoute,
         Self::NotUnicast,
@@ -48,6 +56,9 @@ impl DropReason {
         Self::FamilyUnsupported,
         Self::UnknownSender,
         Self::SpoofedSource,
+        Self::WrongVni,
+        Self::WrongMac,
+        Self::NotIp,
         Self::Truncated,
         Self::QueueFull,
         Self::SendFailed,
@@ -75,6 +86,9 @@ impl DropReason {
             Self::FamilyUnsupported => "family_unsupported",
             Self::UnknownSender => "unknown_sender",
             Self::SpoofedSource => "spoofed_source",
+            Self::WrongVni => "wrong_vni",
+            Self::WrongMac => "wrong_mac",
+            Self::NotIp => "not_ip",
             Self::Truncated => "truncated",
             Self::QueueFull => "queue_full",
             Self::SendFailed => "send_failed",
@@ -100,6 +114,13 @@ impl DropReason {
                 "not from a node's address and tunnel port; check NAT between nodes, or set the public-ip"
             }
             Self::SpoofedSource => "inner source not of the sending node; check masquerading on that node",
+            Self::WrongVni => "VXLAN with another network identifier; make Backend.VNI the same on all nodes",
+            Self::WrongMac => {
+                "VXLAN frame for another device; the sender has old backend-data of this node, check its watch"
+            }
+            Self::NotIp => {
+                "VXLAN frame without an IP packet, such as ARP; find out who bridges into the tunnel"
+            }
             Self::Truncated => "shorter than its header says; make the MTU the same on all nodes",
             Self::QueueFull => {
                 "a queue was full; reduce the load or raise the socket buffers and queue length"

@@ -11,7 +11,7 @@
 //! | [`fib`] | who owns which prefix: immutable longest-prefix match |
 //! | [`forward`], [`drop`](mod@drop) | what to do with a packet, and one reason for each that is dropped |
 //! | [`icmp`] | the errors a tunnel owes to senders |
-//! | [`udp`], [`vxlan`], [`ethernet`], [`mtu`] | framing, and what it costs |
+//! | [`framing`], [`udp`], [`vxlan`], [`ethernet`], [`mtu`] | framing, and what it costs |
 //! | [`offload`] | super-packets: cutting, joining, checksums |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ pub mod drop;
 pub mod ethernet;
 pub mod fib;
 pub mod forward;
+pub mod framing;
 pub mod icmp;
 pub mod ip;
 pub mod mac;
@@ -36,6 +37,7 @@ pub use drop::DropReason;
 pub use ethernet::{EthernetError, EthernetHeader};
 pub use fib::{Fib, FibBuilder, FibDelta, NextHop, Owner, PeerCaps, PeerId};
 pub use forward::{Inbound, Outbound, SourceCheck, inbound, outbound, outbound_segments};
+pub use framing::Framing;
 pub use icmp::{IcmpCause, RateLimit};
 pub use ip::{Family, IpError, IpPacket, Transport};
 pub use mac::{MacAddr, MacError};

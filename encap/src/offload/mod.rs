@@ -10,6 +10,7 @@
 //! | [`checksum`] | the internet checksum, in wide words |
 //! | [`segment`] | a super-packet as a list of packets: a header for each is written, the payload stays where it is |
 //! | [`coalesce`] | received packets as few super-packets: one header is written, the payload stays where it is |
+//! | [`unfinished`] | packets that a kernel on the same machine handed over before they were ready for a wire |
 //! | [`runs`] | which packets may share one `UDP_SEGMENT` send |
 //!
 //! Coalescing undoes segmenting: the receiver's kernel sees the super-packet that the sender's kernel handed over.
@@ -18,6 +19,7 @@ pub mod checksum;
 pub mod coalesce;
 pub mod runs;
 pub mod segment;
+pub mod unfinished;
 pub mod vnet;
 
 /// Offset of the checksum in a TCP header.

@@ -1,9 +1,9 @@
 use crate::bodies;
-use crate::support::{any_mac, ipv4, ipv6};
+use crate::support::{any_mac, hop, ipv4, ipv6};
 use encap::mtu::{inner_mtu, max_inner, overhead};
 use encap::{
-    Encapsulation, EthernetError, EthernetHeader, Family, IpError, IpPacket, MacAddr, Vni, VxlanError, udp,
-    vxlan,
+    DropReason, Encapsulation, EthernetError, EthernetHeader, Family, Framing, IpError, IpPacket, MacAddr,
+    NextHop, Vni, VxlanError, udp, vxlan,
 };
 use proptest::prelude::*;
 
@@ -63,6 +63,53 @@ fn inner_frames_carry_ip_only() {
     let (_, inner) =
         vxlan::decapsulate(&frame(0x86dd)).map(|(vni, inner)| (vni, inner.ethernet)).expect("IPv6");
     assert_eq!(inner, EthernetHeader { dst: DST, src: SRC, family: Family::V6 });
+}
+
+const FRAMING: Framing =
+    Framing::Vxlan { vni: Vni::FLANNEL, mac_v4: SRC, mac_v6: MacAddr([2, 0, 0, 0, 0, 6]) };
+
+fn framed(framing: Framing, hop: &NextHop, family: Family, packet: &[u8]) -> Vec<u8> {
+    let mut datagram = vec![0; framing.header_len()];
+    framing.write(hop, family, &mut datagram).expect("a VTEP");
+    [&datagram, packet].concat()
+}
+
+#[test]
+fn a_frame_is_opened_by_the_node_that_it_is_for_and_by_no_other() {
+    let v4 = ipv4("10.244.2.5", "10.244.1.9", 60, 17, 0);
+    let v6 = ipv6("fd00::2", "fd00::1", 17, &[0; 8]);
+    for (packet, family, mac) in [(&v4, Family::V4, SRC), (&v6, Family::V6, MacAddr([2, 0, 0, 0, 0, 6]))] {
+        let theirs = Framing::Vxlan { vni: Vni::FLANNEL, mac_v4: DST, mac_v6: DST };
+        let us = NextHop { mac: Some(mac), ..hop(1) };
+        let datagram = framed(theirs, &us, family, packet);
+        assert_eq!(datagram[..8], vxlan::encode(Vni::FLANNEL));
+        assert_eq!((&datagram[8..14], &datagram[14..20]), (&mac.0[..], &DST.0[..]));
+        assert_eq!(FRAMING.open(&datagram), Ok(packet.as_slice()));
+        assert_eq!(theirs.open(&datagram), Err(DropReason::WrongMac));
+        let refused = |at: usize, value: u8| {
+            let mut changed = datagram.clone();
+            changed[at] = value;
+            FRAMING.open(&changed).map(<[u8]>::len)
+        };
+        assert_eq!(refused(0, 0x80), Err(DropReason::BadPacket));
+        assert_eq!(refused(6, 9), Err(DropReason::WrongVni));
+        assert_eq!(refused(8, 0xff), Err(DropReason::WrongMac));
+        assert_eq!(refused(21, 6), Err(DropReason::NotIp), "ARP, or a number nobody has");
+        assert_eq!(refused(22, 0x55), Err(DropReason::BadPacket), "another version than the EtherType's");
+        assert_eq!(FRAMING.open(&datagram[..22]), Err(DropReason::BadPacket));
+        assert_eq!(FRAMING.open(&datagram[..7]), Err(DropReason::BadPacket));
+    }
+}
+
+#[test]
+fn nothing_is_written_for_a_node_without_a_vtep_and_nothing_at_all_in_the_udp_backend() {
+    let mut out = [0; Framing::MAX_HEADER];
+    assert_eq!(FRAMING.write(&hop(1), Family::V4, &mut out), Err(DropReason::NoRoute));
+    assert_eq!(
+        (Framing::Plain.header_len(), Framing::Plain.write(&hop(1), Family::V4, &mut [])),
+        (0, Ok(()))
+    );
+    assert_eq!(Framing::Plain.open(b"anything"), Ok(&b"anything"[..]));
 }
 
 proptest! {

@@ -15,4 +15,5 @@ mod ip_view;
 mod offload;
 mod purity;
 mod support;
+mod unfinished;
 mod values;
