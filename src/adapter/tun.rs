@@ -16,7 +16,7 @@ use tun_tap::{Iface, Mode};
 pub use super::tun_frames::FramesIo;
 use super::tun_frames::{Frames, reason};
 use super::udp::{WakeFd, wait_readable};
-use crate::config::offload::Features;
+use crate::config::offload::{Feature, Features};
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
 /// An open tunnel device. The kernel removes the device when the last clone is dropped.
@@ -25,6 +25,21 @@ pub struct TunDevice {
     form: Form,
     index: u32,
     wanted: Features,
+}
+
+/// How a device is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct TunOptions {
+    /// Offloads that may be used.
+    pub offloads: Features,
+    /// Super-packets are written to it whatever the kernel's offloads, so the plain form will not do.
+    pub frames: bool,
+}
+
+impl From<Features> for TunOptions {
+    fn from(offloads: Features) -> Self {
+        Self { offloads, frames: false }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -45,11 +60,19 @@ pub enum DeviceIo {
 impl TunDevice {
     /// Creates the device, or attaches to a persistent one of that name that nobody holds. Offloads that are wanted and
     /// cannot be had are done without: [`TunDevice::offloads`] says which are there.
-    pub fn open(name: &str, wanted: Features) -> Result<Self> {
-        let form = match Frames::open(name, wanted) {
-            Ok(frames) => Form::Frames(Arc::new(frames)),
-            // None is wanted, or the kernel has none: whatever else is wrong, the plain form fails of too.
-            Err(_) => Form::Plain(Arc::new(Self::plain(name)?)),
+    pub fn open(name: &str, options: impl Into<TunOptions>) -> Result<Self> {
+        let TunOptions { offloads: wanted, frames } = options.into();
+        let plain = || Self::plain(name).map(|plain| Form::Plain(Arc::new(plain)));
+        let some = wanted.has(Feature::Tso) || wanted.has(Feature::Coalesce);
+        let form = if some || frames {
+            match Frames::open(name, wanted) {
+                Ok(opened) => Form::Frames(Arc::new(opened)),
+                Err(error) if frames => return Err(explain(name, error)),
+                // The kernel has none: whatever else is wrong, the plain form fails of too.
+                Err(_) => plain()?,
+            }
+        } else {
+            plain()?
         };
         let index = nix::net::if_::if_nametoindex(name)
             .with_context(|| format!("{name} vanished while it was being opened"))?;
@@ -155,7 +178,7 @@ impl PacketIo for TunIo {
     }
 
     fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable(BorrowedTun(&self.iface).as_fd(), &self.wake)
+        wait_readable([Some(BorrowedTun(&self.iface).as_fd()), None], &self.wake)
     }
 }
 

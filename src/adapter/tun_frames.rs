@@ -42,12 +42,9 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Creates or attaches to the device. Fails where neither TCP nor UDP super-packets are wanted or possible; then
-    /// the device is as it was.
+    /// Creates or attaches to the device, with what is wanted and possible of offloads. When it fails, the device is as
+    /// it was.
     pub(super) fn open(name: &str, wanted: Features) -> io::Result<Self> {
-        if !wanted.has(Feature::Tso) && !wanted.has(Feature::Coalesce) {
-            return Err(Errno::EOPNOTSUPP.into());
-        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -140,7 +137,7 @@ impl FrameIo for FramesIo {
     }
 
     fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable(self.frames.file.as_fd(), &self.wake)
+        wait_readable([Some(self.frames.file.as_fd()), None], &self.wake)
     }
 }
 

@@ -38,14 +38,17 @@ impl WakeFd {
     }
 }
 
-/// Sleeps until `fd` is readable (or in error: the next read says which) or `wake` rings.
-pub(super) fn wait_readable(fd: BorrowedFd<'_>, wake: &WakeFd) -> io::Result<Wake> {
+/// Sleeps until one of the descriptors is readable (or in error: the next read says which) or `wake` rings.
+pub(super) fn wait_readable(from: [Option<BorrowedFd<'_>>; 2], wake: &WakeFd) -> io::Result<Wake> {
+    let wake = wake.0.as_fd();
     loop {
-        let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(wake.0.as_fd(), PollFlags::POLLIN)];
+        // The same one twice does no harm.
+        let mut fds =
+            [Some(wake), from[0], from[1]].map(|fd| PollFd::new(fd.unwrap_or(wake), PollFlags::POLLIN));
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
-            Ok(_) if fds[1].any() == Some(true) => return Ok(Wake::Stop),
+            Ok(_) if fds[0].any() == Some(true) => return Ok(Wake::Stop),
             Ok(_) => return Ok(Wake::Ready),
         }
     }
@@ -56,6 +59,7 @@ pub(super) fn wait_readable(fd: BorrowedFd<'_>, wake: &WakeFd) -> io::Result<Wak
 pub struct OuterSocket {
     socket: Arc<Socket>,
     port: u16,
+    v6: bool,
 }
 
 /// What the kernel granted.
@@ -80,7 +84,7 @@ impl OuterSocket {
             match error.kind() {
                 ErrorKind::AddrInUse => bail!(
                     "UDP {at} is in use: another flannel runs here, or another program has the port \
-                     (`ss -lunp 'sport = :{port}'` names it); stop it, or set Backend.Port in net-conf.json on every node"
+                     (`ss -lunp 'sport = :{port}'` names it, or `ip -d link show type vxlan`); stop it, or set Backend.Port in net-conf.json on every node"
                 ),
                 ErrorKind::AddrNotAvailable => bail!(
                     "UDP {at}: no interface has address {address} (any more): check --iface and --public-ip"
@@ -88,7 +92,7 @@ impl OuterSocket {
                 _ => return Err(error).with_context(|| format!("cannot bind UDP {at}")),
             }
         }
-        Ok(Self { socket: Arc::new(socket), port })
+        Ok(Self { socket: Arc::new(socket), port, v6: address.is_ipv6() })
     }
 
     /// Enlarges the buffers past the system's limit where allowed, else as far as it goes.
@@ -128,25 +132,54 @@ impl OuterSocket {
 
     /// A handle for one data-path thread. `slots` is the largest batch.
     pub fn io(&self, wake: &Arc<WakeFd>, slots: usize) -> UdpIo {
-        UdpIo { socket: self.clone(), wake: wake.clone(), messages: Mmsg::new(slots) }
+        UdpIo::new(self.clone(), None, wake, slots)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
-/// The UDP socket as one side of the data path.
+/// The UDP socket, or one for each family, as one side of the data path.
 #[derive(Debug)]
 pub struct UdpIo {
+    /// The one that was received from last comes last.
     socket: OuterSocket,
+    /// Of the other family.
+    other: Option<OuterSocket>,
     wake: Arc<WakeFd>,
     messages: Mmsg,
 }
 
+impl UdpIo {
+    /// A handle for one data-path thread. `slots` is the largest batch.
+    pub fn new(socket: OuterSocket, other: Option<OuterSocket>, wake: &Arc<WakeFd>, slots: usize) -> Self {
+        Self { socket, other, wake: wake.clone(), messages: Mmsg::new(slots) }
+    }
+
+    /// The socket that reaches an address.
+    fn toward(&self, to: IpAddr) -> &OuterSocket {
+        match &self.other {
+            Some(other) if other.v6 == to.is_ipv6() => other,
+            _ => &self.socket,
+        }
+    }
+}
+
 impl PacketIo for UdpIo {
     fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
-        match self.messages.recv(self.socket.socket.as_fd(), batch) {
-            Ok(()) => Ok(()),
-            Err(RecvOutcome::Empty) => Ok(()),
-            Err(RecvOutcome::Failed(error)) => Err(error),
+        if let Some(other) = &mut self.other {
+            // In turns, so that neither family starves the other.
+            std::mem::swap(&mut self.socket, other);
         }
+        for socket in [Some(&self.socket), self.other.as_ref()].into_iter().flatten() {
+            match self.messages.recv(socket.fd(), batch) {
+                Ok(()) => break,
+                Err(RecvOutcome::Empty) => {}
+                Err(RecvOutcome::Failed(error)) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn send(
@@ -155,13 +188,14 @@ impl PacketIo for UdpIo {
         mut packets: &[Transmit],
         mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
     ) {
+        // The plain form has one socket.
+        let socket = self.socket.clone();
         while !packets.is_empty() {
-            let sent = match self.messages.send(self.socket.socket.as_fd(), batch, packets, self.socket.port)
-            {
+            let sent = match self.messages.send(socket.fd(), batch, packets, socket.port) {
                 Ok(sent) => sent,
                 Err(Errno::EINTR) => continue,
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
-                Err(Errno::EAGAIN) if self.wait_writable() => continue,
+                Err(Errno::EAGAIN) if self.wait_writable(&socket) => continue,
                 Err(errno) => {
                     if let Some(first) = packets.first() {
                         outcome(first, Err(reason(errno)));
@@ -177,7 +211,7 @@ impl PacketIo for UdpIo {
     }
 
     fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable(self.socket.socket.as_fd(), &self.wake)
+        wait_readable([Some(self.socket.fd()), self.other.as_ref().map(OuterSocket::fd)], &self.wake)
     }
 }
 
@@ -186,12 +220,13 @@ impl SegmentIo for UdpIo {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let several = bytes > size;
         let size = if several { Some(u16::try_from(size).map_err(|_| SendError::TooMuch)?) } else { None };
+        let socket = self.toward(to);
         loop {
-            match send_segments(self.socket.socket.as_fd(), to, self.socket.port, size, parts) {
+            match send_segments(socket.fd(), to, socket.port, size, parts) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
-                Err(Errno::EAGAIN) if self.wait_writable() => {}
+                Err(Errno::EAGAIN) if self.wait_writable(socket) => {}
                 // Longer than the path takes or than a send holds; the datagrams one by one may still pass.
                 Err(Errno::EMSGSIZE) => return Err(SendError::TooMuch),
                 // An interface that cannot do checksums, or a kernel that knows the option and refuses its use.
@@ -204,10 +239,11 @@ impl SegmentIo for UdpIo {
 
 impl UdpIo {
     /// Sleeps until the socket takes more; `false` when told to stop meanwhile.
-    fn wait_writable(&self) -> bool {
-        let fd = self.socket.socket.as_fd();
-        let mut fds =
-            [PollFd::new(fd, PollFlags::POLLOUT), PollFd::new(self.wake.0.as_fd(), PollFlags::POLLIN)];
+    fn wait_writable(&self, socket: &OuterSocket) -> bool {
+        let mut fds = [
+            PollFd::new(socket.fd(), PollFlags::POLLOUT),
+            PollFd::new(self.wake.0.as_fd(), PollFlags::POLLIN),
+        ];
         poll(&mut fds, PollTimeout::NONE).is_ok() && fds[1].any() != Some(true)
     }
 }

@@ -7,11 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use encap::Framing;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::adapter::tun::{DeviceIo, TunDevice};
-use crate::adapter::udp::{OuterSocket, WakeFd};
+use crate::adapter::udp::{OuterSocket, UdpIo, WakeFd};
 use crate::config::offload::{Feature, Features};
 use crate::dataplane::{self, BATCH, Shared};
 
@@ -19,14 +20,18 @@ use crate::dataplane::{self, BATCH, Shared};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) address: IpAddr,
+    /// The address of the other family, where both are used.
+    pub(super) other: Option<IpAddr>,
     pub(super) port: u16,
 }
 
 /// The data path and what it runs on.
 pub(super) struct DataPath {
     shared: Arc<Shared>,
+    framing: Framing,
     endpoint: Endpoint,
     socket: OuterSocket,
+    other: Option<OuterSocket>,
     running: Option<Running>,
     exits: mpsc::UnboundedSender<Exit>,
 }
@@ -51,10 +56,12 @@ impl DataPath {
     pub(super) fn bind(
         shared: Arc<Shared>,
         endpoint: Endpoint,
+        framing: Framing,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Exit>)> {
-        let socket = bind(endpoint)?;
+        let socket = bind(endpoint.address, endpoint.port)?;
+        let other = endpoint.other.map(|address| bind(address, endpoint.port)).transpose()?;
         let (exits, receiver) = mpsc::unbounded_channel();
-        Ok((Self { shared, endpoint, socket, running: None, exits }, receiver))
+        Ok((Self { shared, framing, endpoint, socket, other, running: None, exits }, receiver))
     }
 
     /// Takes datagrams at `endpoint` from now on.
@@ -62,7 +69,13 @@ impl DataPath {
         if endpoint == self.endpoint {
             return Ok(());
         }
-        self.socket = bind(endpoint)?;
+        // An address that stays is taken by the socket that stays.
+        if endpoint.address != self.endpoint.address {
+            self.socket = bind(endpoint.address, endpoint.port)?;
+        }
+        if endpoint.other != self.endpoint.other {
+            self.other = endpoint.other.map(|address| bind(address, endpoint.port)).transpose()?;
+        }
         self.endpoint = endpoint;
         match self.running.as_ref().map(|running| running.device.clone()) {
             Some(device) => self.start(&device),
@@ -72,7 +85,8 @@ impl DataPath {
 
     /// Datagrams lost to a full receive buffer since the socket was bound.
     pub(super) fn overflows(&self) -> Option<u64> {
-        self.socket.overflows()
+        let other = self.other.as_ref().and_then(OuterSocket::overflows).unwrap_or_default();
+        self.socket.overflows().map(|overflows| overflows + other)
     }
 
     /// Runs on `device` from now on.
@@ -81,20 +95,24 @@ impl DataPath {
         self.shared.resume();
         let wake = Arc::new(WakeFd::new()?);
         self.set_offloads(device);
-        let io = || (device.io(&wake), self.socket.io(&wake, BATCH));
+        let framing = self.framing;
+        let udp = || UdpIo::new(self.socket.clone(), self.other.clone(), &wake, BATCH);
+        let io = || (device.io(&wake), udp());
         let (tun, mut udp) = io();
         let shared = self.shared.clone();
         let tx = self.spawn("tun-to-udp", device.index(), move || match tun {
             DeviceIo::Plain(mut tun) => dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns()),
             DeviceIo::Frames(mut tun) => {
-                dataplane::encapsulate_offloaded(&shared, &mut tun, &mut udp, monotonic_ns())
+                dataplane::encapsulate_offloaded(&shared, framing, &mut tun, &mut udp, monotonic_ns())
             }
         })?;
         let (tun, mut udp) = io();
         let shared = self.shared.clone();
         let rx = self.spawn("udp-to-tun", device.index(), move || match tun {
             DeviceIo::Plain(mut tun) => dataplane::decapsulate(&shared, &mut udp, &mut tun),
-            DeviceIo::Frames(mut tun) => dataplane::decapsulate_offloaded(&shared, &mut udp, &mut tun),
+            DeviceIo::Frames(mut tun) => {
+                dataplane::decapsulate_offloaded(&shared, framing, &mut udp, &mut tun)
+            }
         });
         let mut threads = vec![tx];
         let rx = rx.map(|rx| threads.push(rx));
@@ -107,6 +125,8 @@ impl DataPath {
         let ours = device.offloads();
         let wanted = if ours == Features::NONE { Features::NONE } else { device.wanted() };
         let on = self.socket.set_offloads(wanted);
+        let both = self.other.as_ref().map_or(on, |other| other.set_offloads(wanted));
+        let on = Features::from_bits(on.bits() & both.bits());
         let active = Feature::ALL
             .into_iter()
             .filter(|feature| on.has(*feature) || ours.has(*feature))
@@ -166,8 +186,8 @@ impl Drop for DataPath {
     }
 }
 
-fn bind(endpoint: Endpoint) -> Result<OuterSocket> {
-    let socket = OuterSocket::bind(endpoint.address, endpoint.port)?;
+fn bind(address: IpAddr, port: u16) -> Result<OuterSocket> {
+    let socket = OuterSocket::bind(address, port)?;
     let buffers = socket.enlarge_buffers()?;
     if buffers.limited {
         warn!(
@@ -177,7 +197,7 @@ fn bind(endpoint: Endpoint) -> Result<OuterSocket> {
              raise both to 16777216, or give the daemon CAP_NET_ADMIN in the host's user namespace"
         );
     }
-    info!(address = %endpoint.address, port = endpoint.port, receive_buffer = buffers.receive, "UDP socket is bound");
+    info!(%address, port, receive_buffer = buffers.receive, "UDP socket is bound");
     Ok(socket)
 }
 

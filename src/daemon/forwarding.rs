@@ -3,19 +3,20 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use encap::{Family, Framing};
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::data_path::{DataPath, Endpoint, Exit};
 use super::gauges::Gauges;
 use super::state::State;
-use crate::adapter::netlink::TunSlot;
-use crate::adapter::tun::TunDevice;
+use crate::adapter::netlink::{self, TunSlot};
+use crate::adapter::tun::{TunDevice, TunOptions};
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::BackendConf;
-use crate::plan::TUN;
+use crate::lease::FAMILIES;
 
 /// A device that fails again and again is opened this often at most.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
@@ -37,30 +38,70 @@ pub(super) enum Event {
     Ended(Exit),
 }
 
+/// What a data path of ours is made of.
+pub(super) struct Tunnel {
+    device: String,
+    endpoint: Endpoint,
+    framing: Framing,
+    /// Devices of the kernel's that do the same and would be in the way.
+    instead_of: Vec<String>,
+}
+
+impl State {
+    /// What the data path is made of; `None` where packets do not go through this process.
+    pub(super) fn tunnel(&self, external: &ExternalInterface) -> Result<Option<Tunnel>> {
+        Ok(match &self.conf.backend {
+            BackendConf::Udp { port } => {
+                let address = external.address().context("the external interface has no address any more")?;
+                let endpoint = Endpoint { address, other: None, port: *port };
+                let device = self.tunnel_name();
+                Some(Tunnel { device, endpoint, framing: Framing::Plain, instead_of: Vec::new() })
+            }
+            BackendConf::Vxlan(conf) if conf.in_userspace() => {
+                // As with the kernel's: pods of each family over nodes' addresses of that family.
+                let networks = self.conf.networks();
+                let carried = |family| networks.iter().any(|net| Family::of(net.addr()) == family);
+                let address = |family| external.addresses(family).filter(|_| carried(family));
+                let mut addresses = FAMILIES.into_iter().filter_map(address).map(|(own, _)| own);
+                let address =
+                    addresses.next().context("the external interface has no address that VXLAN could use")?;
+                let endpoint = Endpoint { address, other: addresses.next(), port: conf.port };
+                let vteps = self.vteps();
+                let framing =
+                    Framing::Vxlan { vni: conf.vni, mac_v4: vteps.v4.address(), mac_v6: vteps.v6.address() };
+                let instead_of = FAMILIES.map(|family| conf.device(family)).to_vec();
+                Some(Tunnel { device: self.tunnel_name(), endpoint, framing, instead_of })
+            }
+            BackendConf::Vxlan(_) | BackendConf::HostGw => None,
+        })
+    }
+}
+
 impl Forwarding {
     /// Opens device and socket and starts; the slot is the kernel side's end.
-    pub(super) fn start(
-        state: &State,
-        external: &ExternalInterface,
-        port: u16,
-        handle: Handle,
-    ) -> Result<(TunSlot, Self)> {
-        let address = external.address().context("the external interface has no address any more")?;
-        let (mut data_path, exits) = DataPath::bind(state.shared.clone(), Endpoint { address, port })?;
-        let tunnel = TunDevice::open(TUN, state.offloads)?;
-        data_path.start(&tunnel)?;
-        let gauges = Gauges::new(handle, tunnel.index());
+    pub(super) async fn start(state: &State, tunnel: Tunnel, handle: Handle) -> Result<(TunSlot, Self)> {
+        for name in &tunnel.instead_of {
+            // It holds the name, the port and, were it to stay, the routes.
+            let removed = netlink::remove_vxlan(name).await;
+            if removed.with_context(|| format!("cannot remove the kernel's {name}"))? {
+                info!(name, "the kernel's VXLAN device made way for ours");
+            }
+        }
+        let (mut data_path, exits) = DataPath::bind(state.shared.clone(), tunnel.endpoint, tunnel.framing)?;
+        let options = TunOptions { offloads: state.offloads, frames: tunnel.framing != Framing::Plain };
+        let device = TunDevice::open(&tunnel.device, options)?;
+        data_path.start(&device)?;
+        let gauges = Gauges::new(handle, device.index());
         let (opened, openings) = mpsc::unbounded_channel();
         let (failed, failures) = mpsc::unbounded_channel();
-        let slot = TunSlot { device: Some(tunnel), offloads: state.offloads, opened, failed: failures };
+        let slot = TunSlot { device: Some(device), options, opened, failed: failures };
         Ok((slot, Self { data_path, gauges, exits, openings, failed }))
     }
 
     /// The node has another address: takes packets there.
     pub(super) fn relocate(&mut self, state: &State, external: &ExternalInterface) -> Result<()> {
-        let BackendConf::Udp { port } = state.conf.backend else { return Ok(()) };
-        let address = external.address().context("the external interface has no address any more")?;
-        let outcome = self.data_path.rebind(Endpoint { address, port });
+        let Some(tunnel) = state.tunnel(external)? else { return Ok(()) };
+        let outcome = self.data_path.rebind(tunnel.endpoint);
         state.health.borrow_mut().data_path_trouble =
             outcome.as_ref().err().map(|error| format!("{error:#}"));
         outcome

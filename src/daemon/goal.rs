@@ -28,7 +28,7 @@ impl State {
 
     /// Our own Node is read once, at the start: afterwards the device that is in force decides, and whoever writes
     /// something else there is corrected.
-    fn vteps(&self) -> ByFamily<Vtep> {
+    pub(super) fn vteps(&self) -> ByFamily<Vtep> {
         let BackendConf::Vxlan(conf) = &self.conf.backend else { return ByFamily::default() };
         let facts = self.snapshot().own_facts.clone();
         let published = facts.as_ref().map(|facts| facts.annotations.vtep_macs()).unwrap_or_default();
@@ -90,7 +90,7 @@ impl State {
         };
         let (port, check) = match &self.conf.backend {
             BackendConf::Udp { port } => (*port, None),
-            BackendConf::Vxlan(conf) => (conf.port, Some(check(conf.vni))),
+            BackendConf::Vxlan(conf) => (conf.port, (!conf.in_userspace()).then(|| check(conf.vni))),
             BackendConf::HostGw => return None,
         };
         let snapshot = self.snapshot();
@@ -104,6 +104,10 @@ impl State {
     pub(super) fn tunnel_name(&self) -> String {
         match &self.conf.backend {
             BackendConf::Udp { .. } => crate::plan::TUN.to_owned(),
+            BackendConf::Vxlan(conf) if conf.in_userspace() => {
+                let first = self.conf.networks().first().map_or(Family::V4, |net| Family::of(net.addr()));
+                conf.device(first)
+            }
             BackendConf::Vxlan(conf) => {
                 let families = self.conf.networks().into_iter().map(|network| Family::of(network.addr()));
                 families.map(|family| conf.device(family)).collect::<Vec<_>>().join(" and ")

@@ -12,6 +12,7 @@ mod pods;
 mod roaming;
 mod serve;
 mod state;
+mod vxlan_mode;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -37,7 +38,7 @@ use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::{control, file, http, sysctl};
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::{BackendConf, NetConf, VxlanConf, VxlanMode};
+use crate::config::netconf::NetConf;
 use crate::config::offload::Features;
 use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
@@ -58,14 +59,14 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
         Source::NodesFile(path) => {
             let node = run.own_node()?.to_owned();
             let leases = NodesFile::new(&path, run.args.kube_annotation_prefix.clone());
-            let start = Start::new(node, path.display().to_string(), run)?;
+            let start = Start::new(node, path.display().to_string(), run).await?;
             start.run(leases, log).await
         }
         Source::Kubernetes => {
             let api = kubernetes::connect(&run.args).await?;
             let node = kubernetes::own_node(&run, &api).await?;
             let prefix = run.args.kube_annotation_prefix.clone();
-            let start = Start::new(node, format!("the Kubernetes API at {}", api.url()), run)?;
+            let start = Start::new(node, format!("the Kubernetes API at {}", api.url()), run).await?;
             let metrics = start.state.metrics.api(&kubernetes::reasons())?;
             let memory = Memory::of(&start.state, &api);
             let remembered = memory.recall();
@@ -95,11 +96,16 @@ struct Start {
 }
 
 impl Start {
-    fn new(node: String, source: String, run: Run) -> Result<Self> {
-        let conf = read_net_conf(&run.args.net_config_path)?;
+    async fn new(node: String, source: String, run: Run) -> Result<Self> {
+        let mut conf = read_net_conf(&run.args.net_config_path)?;
         let lock = RunLock::take(&run.args.subnet_file)?;
         let offloads = if conf.offload { run.offloads } else { Features::NONE };
-        Ok(Self { state: Rc::new(State::new(node, source, run.args, conf, offloads)?), _lock: lock })
+        let unasked = vxlan_mode::decide(&mut conf.backend).await?;
+        let state = State::new(node, source, run.args, conf, offloads)?;
+        state.health.borrow_mut().backend_note = unasked;
+        let labels = [state.conf.backend.name(), state.conf.backend.mode()];
+        state.metrics.backend.with_label_values(&labels).set(1);
+        Ok(Self { state: Rc::new(state), _lock: lock })
     }
 
     async fn run(self, mut leases: impl LeaseSource, log: LogControl) -> Result<()> {
@@ -164,15 +170,12 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     let external = interface::external(&state.args, &handle, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
     state.conf.backend.check_interface(&external, &state.conf.networks())?;
-    let (slot, mut forwarding) = match state.conf.backend {
-        BackendConf::Udp { port } => {
-            let (slot, forwarding) = Forwarding::start(state, &external, port, handle.clone())?;
+    let (slot, mut forwarding) = match state.tunnel(&external)? {
+        Some(tunnel) => {
+            let (slot, forwarding) = Forwarding::start(state, tunnel, handle.clone()).await?;
             (Some(slot), Some(forwarding))
         }
-        BackendConf::Vxlan(VxlanConf { mode: VxlanMode::Userspace, .. }) => bail!(
-            "Backend.Mode \"userspace\" is not built yet: remove the key, and VXLAN is done in the kernel"
-        ),
-        BackendConf::Vxlan(_) | BackendConf::HostGw => (None, None),
+        None => (None, None),
     };
     let mut doors = Doors::new();
     if !sysctl::has_bridge_netfilter() {

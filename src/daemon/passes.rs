@@ -32,7 +32,7 @@ impl State {
         self.health.borrow_mut().kernel_trouble = trouble;
         self.note_firewall(&pass.firewall_troubles);
         if let Some(desired) = &pass.desired {
-            self.follow_macs(ByFamily::of(|family| desired.vtep_mac(family)));
+            self.follow_macs(desired.vteps);
             self.follow_mtu(desired.mtu);
             self.in_force.replace(Some((desired.clone(), pass.watched.clone())));
         }

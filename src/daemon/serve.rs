@@ -113,7 +113,7 @@ fn view(state: &State) -> RoutesView {
     }
     RoutesView {
         node: state.node.clone(),
-        backend: state.conf.backend.name().into(),
+        backend: state.conf.backend.description().into(),
         source: state.source.clone(),
         readiness: state.health.borrow().readiness().answer().1,
         tunnel: state.tunnel_name(),

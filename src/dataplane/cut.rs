@@ -6,15 +6,19 @@ use std::ops::Range;
 use encap::offload::runs::{MAX_BYTES, MAX_SEGMENTS, Run, Runs};
 use encap::offload::segment::{self, Segments};
 use encap::offload::vnet::{VNET_LEN, VnetHeader};
-use encap::{DropReason, Fib, NextHop, Outbound, PeerId};
+use encap::{DropReason, Family, Fib, Framing, NextHop, Outbound, PeerId};
 
 use super::answers::Answers;
 use super::{BATCH, Shared};
 use crate::config::offload::Feature;
 use crate::ports::{FrameIo, SegmentIo, SendError, Wake};
 
-/// The longest frame: a virtio-net header and an IPv6 packet whose length field says 65,535.
-const FRAME: usize = VNET_LEN + 40 + 65_535;
+/// Room before each frame. With the virtio-net header, which nobody needs once it is read, it holds the header of the
+/// datagram, so that header and packet go to the socket in one piece.
+const HEADROOM: usize = Framing::MAX_HEADER - VNET_LEN;
+
+/// The longest frame: a virtio-net header and an IPv6 packet whose length field says 65,535, with room before it.
+const FRAME: usize = HEADROOM + VNET_LEN + 40 + 65_535;
 
 /// Memory for the packets that wait to share a send: as many as usually fit, and a whole frame more.
 const MEMORY: usize = BATCH * 2048 + FRAME;
@@ -24,12 +28,13 @@ const MEMORY: usize = BATCH * 2048 + FRAME;
 /// `now` is a monotonic clock in nanoseconds; it is read only when an ICMP error is due.
 pub fn encapsulate_offloaded<T: FrameIo, U: SegmentIo>(
     shared: &Shared,
+    framing: Framing,
     tun: &mut T,
     udp: &mut U,
     now: impl Fn() -> u64,
 ) -> io::Result<()> {
     let mut memory = vec![0; MEMORY].into_boxed_slice();
-    let mut cutter = Cutter::new(shared);
+    let mut cutter = Cutter::new(shared, framing);
     while !shared.stopped() {
         // Asked once more before waiting: a read that finds nothing costs less than `poll` does, and under load it finds
         // something.
@@ -49,6 +54,7 @@ struct Toward {
 
 struct Cutter<'s> {
     shared: &'s Shared,
+    framing: Framing,
     headers: Box<[u8]>,
     runs: Runs<Toward>,
     /// Where the packets in `runs` lie.
@@ -65,10 +71,12 @@ enum Taken {
 }
 
 impl<'s> Cutter<'s> {
-    fn new(shared: &'s Shared) -> Self {
+    fn new(shared: &'s Shared, framing: Framing) -> Self {
+        let each = Framing::MAX_HEADER + segment::MAX_HEADERS;
         Self {
             shared,
-            headers: vec![0; MAX_SEGMENTS * segment::MAX_HEADERS].into_boxed_slice(),
+            framing,
+            headers: vec![0; MAX_SEGMENTS * each].into_boxed_slice(),
             runs: Runs::new(BATCH),
             waiting: Vec::with_capacity(BATCH),
             answers: Answers::default(),
@@ -91,14 +99,14 @@ impl<'s> Cutter<'s> {
             if self.runs.is_full() || memory.len() - used < FRAME {
                 break;
             }
-            let room = memory.get_mut(used..).unwrap_or_default();
+            let start = used + HEADROOM;
+            let room = memory.get_mut(start..).unwrap_or_default();
             match tun.read(room) {
                 Ok(Some(len)) => {
-                    let at = used..used + len;
-                    let (count, taken) = self.take(memory, at, &fib, tun, udp, &now);
+                    let (count, taken) = self.take(memory, start..start + len, &fib, tun, udp, &now);
                     packets += count;
                     if matches!(taken, Taken::Waits) {
-                        used += len;
+                        used = start + len;
                     }
                 }
                 Ok(None) => break,
@@ -140,9 +148,15 @@ impl<'s> Cutter<'s> {
             }
             match encap::outbound(fib, packet) {
                 Outbound::Send { hop, len } => {
-                    self.runs.push(Toward { peer: hop.peer, addr: hop.addr }, len);
-                    let start = at.start + VNET_LEN;
-                    self.waiting.push(start..start + len);
+                    let (start, header) = (at.start + VNET_LEN, self.framing.header_len());
+                    let family = family(packet);
+                    let room = memory.get_mut(start - header..start).unwrap_or_default();
+                    if let Err(reason) = self.framing.write(hop, family, room) {
+                        lane.dropped(reason);
+                        return (1, Taken::Done);
+                    }
+                    self.runs.push(Toward { peer: hop.peer, addr: hop.addr }, header + len);
+                    self.waiting.push(start - header..start + len);
                     return (1, Taken::Waits);
                 }
                 Outbound::Drop { reason, answer } => {
@@ -175,26 +189,35 @@ impl<'s> Cutter<'s> {
     /// Sends the packets of a super-packet: its headers from memory of ours, its payload from where it lies.
     fn cut<U: SegmentIo>(&mut self, packet: &[u8], plan: &Segments, hop: &NextHop, udp: &mut U) {
         let count = plan.count();
-        let most = (MAX_BYTES / plan.packet_len()).clamp(1, MAX_SEGMENTS);
+        let before = self.framing.header_len();
+        let (header_len, size) = (before + plan.header_len(), before + plan.packet_len());
+        let mut header = [0; Framing::MAX_HEADER];
+        let header = header.get_mut(..before).unwrap_or_default();
+        if let Err(reason) = self.framing.write(hop, family(packet), header) {
+            return self.shared.tx.dropped_many(reason, count);
+        }
+        let most = (MAX_BYTES / size).clamp(1, MAX_SEGMENTS);
         // As even as can be: a send of two packets costs nearly as much as one of twenty.
         let per_send = count.div_ceil(count.div_ceil(most));
         let mut first = 0;
         while first < count {
             let sent = per_send.min(count - first);
             for at in 0..sent {
-                let start = at * plan.header_len();
-                if let Some(out) = self.headers.get_mut(start..start + plan.header_len()) {
-                    plan.write_headers(packet, first + at, out);
+                let start = at * header_len;
+                let out = self.headers.get_mut(start..start + header_len);
+                if let Some((outer, inner)) = out.and_then(|out| out.split_at_mut_checked(before)) {
+                    outer.copy_from_slice(header);
+                    plan.write_headers(packet, first + at, inner);
                 }
             }
             let mut parts = [IoSlice::new(&[]); 2 * MAX_SEGMENTS];
-            let headers = self.headers.chunks_exact(plan.header_len());
+            let headers = self.headers.chunks_exact(header_len);
             for ((pair, headers), at) in parts.chunks_exact_mut(2).zip(headers).zip(0..sent) {
                 pair[0] = IoSlice::new(headers);
                 pair[1] = IoSlice::new(packet.get(plan.payload(first + at)).unwrap_or_default());
             }
             let parts = parts.get(..2 * sent).unwrap_or_default();
-            send(self.shared, udp, Toward { peer: hop.peer, addr: hop.addr }, plan.packet_len(), parts, 2);
+            self.send(udp, Toward { peer: hop.peer, addr: hop.addr }, size, parts, 2);
             first += sent;
         }
     }
@@ -208,40 +231,39 @@ impl<'s> Cutter<'s> {
                 *part = IoSlice::new(memory.get(range).unwrap_or_default());
             }
             let Run { to, size, count, .. } = *run;
-            send(self.shared, udp, to, size, parts.get(..count).unwrap_or_default(), 1);
+            self.send(udp, to, size, parts.get(..count).unwrap_or_default(), 1);
         }
         self.runs.clear();
         self.waiting.clear();
     }
+
+    /// Sends datagrams of `each` parts, all at once if that works, else one by one. Their headers are not counted.
+    fn send<U: SegmentIo>(&self, udp: &mut U, to: Toward, size: usize, parts: &[IoSlice<'_>], each: usize) {
+        let lane = &self.shared.tx;
+        let packets = parts.len() / each;
+        let bytes = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
+        let inner = |bytes: usize, packets: usize| bytes.saturating_sub(packets * self.framing.header_len());
+        if packets > 1 && self.shared.offloads.has(Feature::Gso) {
+            match udp.send(to.addr, size, parts) {
+                Ok(()) => return lane.forwarded_many(Some(to.peer), packets, inner(bytes(parts), packets)),
+                Err(SendError::Dropped(reason)) => return lane.dropped_many(reason, packets),
+                Err(SendError::Unsupported) => self.shared.offloads.fail(Feature::Gso),
+                Err(SendError::TooMuch) => {}
+            }
+        }
+        for one in parts.chunks(each) {
+            let len = bytes(one);
+            match udp.send(to.addr, len, one) {
+                Ok(()) => lane.forwarded(Some(to.peer), inner(len, 1)),
+                Err(SendError::Dropped(reason)) => lane.dropped(reason),
+                Err(SendError::TooMuch) => lane.dropped(DropReason::TooBig),
+                Err(SendError::Unsupported) => lane.dropped(DropReason::SendFailed),
+            }
+        }
+    }
 }
 
-/// Sends datagrams of `each` parts, all at once if that works, else one by one.
-fn send<U: SegmentIo>(
-    shared: &Shared,
-    udp: &mut U,
-    to: Toward,
-    size: usize,
-    parts: &[IoSlice<'_>],
-    each: usize,
-) {
-    let lane = &shared.tx;
-    let bytes = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
-    let packets = parts.len() / each;
-    if packets > 1 && shared.offloads.has(Feature::Gso) {
-        match udp.send(to.addr, size, parts) {
-            Ok(()) => return lane.forwarded_many(Some(to.peer), packets, bytes(parts)),
-            Err(SendError::Dropped(reason)) => return lane.dropped_many(reason, packets),
-            Err(SendError::Unsupported) => shared.offloads.fail(Feature::Gso),
-            Err(SendError::TooMuch) => {}
-        }
-    }
-    for one in parts.chunks(each) {
-        let len = bytes(one);
-        match udp.send(to.addr, len, one) {
-            Ok(()) => lane.forwarded(Some(to.peer), len),
-            Err(SendError::Dropped(reason)) => lane.dropped(reason),
-            Err(SendError::TooMuch) => lane.dropped(DropReason::TooBig),
-            Err(SendError::Unsupported) => lane.dropped(DropReason::SendFailed),
-        }
-    }
+/// Of a packet that was found well-formed.
+fn family(packet: &[u8]) -> Family {
+    if packet.first().is_some_and(|first| first >> 4 == 6) { Family::V6 } else { Family::V4 }
 }

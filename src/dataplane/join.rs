@@ -4,8 +4,9 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 
 use encap::offload::coalesce::{Coalescer, Group, HEAD, MAX_RUN};
-use encap::offload::vnet::VNET_LEN;
-use encap::{DropReason, Fib, PeerId};
+use encap::offload::unfinished::unfinished;
+use encap::offload::vnet::{VNET_LEN, VnetHeader};
+use encap::{DropReason, Fib, Framing, IpPacket, Owner, PeerId, mtu};
 
 use super::run::admit;
 use super::{Lane, Shared};
@@ -24,11 +25,12 @@ const PLAIN: [u8; VNET_LEN] = [0; VNET_LEN];
 /// UDP to tunnel device, until told to stop (`Ok`) or the socket fails (`Err`).
 pub fn decapsulate_offloaded<T: FrameIo, U: PacketIo>(
     shared: &Shared,
+    framing: Framing,
     udp: &mut U,
     tun: &mut T,
 ) -> io::Result<()> {
     let mut batch = Batch::new(RECEIVES);
-    let mut joiner = Joiner { shared, coalescer: Coalescer::new(PACKETS, true, true) };
+    let mut joiner = Joiner { shared, framing, coalescer: Coalescer::new(PACKETS, true, true) };
     while !shared.stopped() {
         udp.recv(&mut batch)?;
         let received = batch.received().len();
@@ -45,6 +47,7 @@ pub fn decapsulate_offloaded<T: FrameIo, U: PacketIo>(
 
 struct Joiner<'s> {
     shared: &'s Shared,
+    framing: Framing,
     coalescer: Coalescer<Option<PeerId>>,
 }
 
@@ -73,12 +76,22 @@ impl Joiner<'_> {
         fib: &Fib,
         tun: &mut T,
     ) {
-        let payload = memory.get(at.clone()).unwrap_or_default();
-        let Some((peer, len)) = admit(self.shared, fib, received, payload) else { return };
+        let datagram = memory.get(at.clone()).unwrap_or_default();
+        let Some((peer, len)) = admit(self.shared, self.framing, fib, received, datagram) else { return };
+        let start = at.start + self.framing.header_len();
+        let packet = memory.get(start..start + len).unwrap_or_default();
+        // Nobody but a kernel's own tunnel sends these, so nobody else pays for the look.
+        if self.framing != Framing::Plain
+            && let Some(todo) = unfinished(packet, longest(fib, packet))
+        {
+            // What came before it goes first.
+            self.flush(memory, tun);
+            return finish(&self.shared.rx, peer, &todo, packet, tun);
+        }
         if self.coalescer.is_full() {
             self.flush(memory, tun);
         }
-        self.coalescer.push(memory, at.start..at.start + len, peer);
+        self.coalescer.push(memory, start..start + len, peer);
     }
 
     fn flush<T: FrameIo>(&mut self, memory: &[u8], tun: &mut T) {
@@ -112,6 +125,26 @@ impl Joiner<'_> {
         for range in group.originals() {
             write_one(lane, group.tag(), memory.get(range).unwrap_or_default(), tun);
         }
+    }
+}
+
+/// The longest packet of the node that has a packet's source. Of a source that no node has only the least is known.
+fn longest(fib: &Fib, packet: &[u8]) -> usize {
+    let source = IpPacket::parse(packet).ok().and_then(|packet| fib.lookup(packet.src()));
+    match source {
+        Some(Owner::Peer(hop)) => hop.mtu.into(),
+        _ => mtu::MIN_IPV6.into(),
+    }
+}
+
+/// Writes a packet that the sending kernel left unfinished, and tells ours what is left to do.
+fn finish<T: FrameIo>(lane: &Lane, peer: Option<PeerId>, todo: &VnetHeader, packet: &[u8], tun: &mut T) {
+    let payload = packet.len().saturating_sub(todo.header_len.into());
+    let packets = todo.gso.map_or(1, |gso| payload.div_ceil(gso.size.into()));
+    match tun.write(&[IoSlice::new(&todo.to_bytes()), IoSlice::new(packet)]) {
+        Ok(()) => lane.forwarded_many(peer, packets, packet.len()),
+        Err(SendError::Dropped(reason)) => lane.dropped_many(reason, packets),
+        Err(SendError::Unsupported | SendError::TooMuch) => lane.dropped_many(DropReason::BadPacket, packets),
     }
 }
 

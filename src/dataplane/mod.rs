@@ -13,6 +13,8 @@ mod offloads;
 mod run;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vxlan_tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -8,8 +8,8 @@ use std::num::NonZeroU16;
 use std::rc::Rc;
 
 use allocation_counter::measure;
-use encap::DropReason;
 use encap::offload::vnet::{Gso, GsoKind, PartialChecksum, VNET_LEN, VnetHeader};
+use encap::{DropReason, Framing};
 use etherparse::PacketBuilder;
 
 use super::tests::{PORT, node, pod, shared, udp_packet};
@@ -32,12 +32,12 @@ fn lies_in(part: &[u8], memory: (usize, usize)) -> bool {
 
 /// The tunnel device.
 #[derive(Default)]
-struct Device {
+pub(super) struct Device {
     inbox: VecDeque<Vec<u8>>,
-    written: Vec<Vec<u8>>,
+    pub(super) written: Vec<Vec<u8>>,
     read_into: ReadInto,
     /// Of each written frame, how many parts lay where packets were received.
-    in_place: Vec<(usize, usize)>,
+    pub(super) in_place: Vec<(usize, usize)>,
     no_super_packets: bool,
     keep: bool,
 }
@@ -71,17 +71,17 @@ impl FrameIo for Device {
 
 /// What one send was.
 #[derive(Debug, PartialEq)]
-struct Sent {
+pub(super) struct Sent {
     to: IpAddr,
-    datagrams: Vec<Vec<u8>>,
-    in_place: usize,
-    parts: usize,
+    pub(super) datagrams: Vec<Vec<u8>>,
+    pub(super) in_place: usize,
+    pub(super) parts: usize,
 }
 
 /// The socket's sending side.
 #[derive(Default)]
-struct Sender {
-    sent: Vec<Sent>,
+pub(super) struct Sender {
+    pub(super) sent: Vec<Sent>,
     read_into: ReadInto,
     refuse_many: Option<SendError>,
     refused: usize,
@@ -139,14 +139,14 @@ impl PacketIo for Receiver {
     }
 }
 
-fn offloaded(own: u8) -> Arc<Shared> {
+pub(super) fn offloaded(own: u8) -> Arc<Shared> {
     let shared = shared(own);
     shared.offloads.set(Features::ALL);
     shared
 }
 
 /// A frame of TCP as the kernel hands it over: the checksum is that of the pseudo-header.
-fn tcp_frame(to: [u8; 4], payload: usize, size: u16) -> Vec<u8> {
+pub(super) fn tcp_frame(to: [u8; 4], payload: usize, size: u16) -> Vec<u8> {
     let mut packet = Vec::new();
     let builder = PacketBuilder::ipv4(pod(1, 3), to, 64).tcp(4000, 5000, 77, 1000).ack(9);
     builder.write(&mut packet, &(0..payload).map(|n| (n / 3) as u8).collect::<Vec<_>>()).unwrap();
@@ -163,28 +163,49 @@ fn tcp_frame(to: [u8; 4], payload: usize, size: u16) -> Vec<u8> {
     [&vnet.to_bytes()[..], &packet].concat()
 }
 
-fn plain_frame(packet: &[u8]) -> Vec<u8> {
+pub(super) fn plain_frame(packet: &[u8]) -> Vec<u8> {
     [&[0; VNET_LEN][..], packet].concat()
 }
 
 fn send(shared: &Shared, frames: Vec<Vec<u8>>, refuse_many: Option<SendError>) -> (Device, Sender) {
+    send_framed(shared, Framing::Plain, frames, refuse_many)
+}
+
+pub(super) fn send_framed(
+    shared: &Shared,
+    framing: Framing,
+    frames: Vec<Vec<u8>>,
+    refuse_many: Option<SendError>,
+) -> (Device, Sender) {
     let read_into = ReadInto::default();
     let mut device =
         Device { inbox: frames.into(), read_into: read_into.clone(), keep: true, ..Device::default() };
     let mut sender = Sender { read_into, refuse_many, keep: true, ..Sender::default() };
-    encapsulate_offloaded(shared, &mut device, &mut sender, || 0).unwrap();
+    encapsulate_offloaded(shared, framing, &mut device, &mut sender, || 0).unwrap();
     (device, sender)
 }
 
-fn receive(shared: &Shared, messages: Vec<(Vec<u8>, Option<NonZeroU16>)>, no_super_packets: bool) -> Device {
+fn receive(shared: &Shared, messages: Vec<Message>, no_super_packets: bool) -> Device {
+    receive_framed(shared, Framing::Plain, messages, no_super_packets)
+}
+
+pub(super) fn receive_framed(
+    shared: &Shared,
+    framing: Framing,
+    messages: Vec<Message>,
+    no_super_packets: bool,
+) -> Device {
     let read_into = ReadInto::default();
     let mut receiver = Receiver { inbox: messages.into(), read_into: read_into.clone() };
     let mut device = Device { read_into, keep: true, no_super_packets, ..Device::default() };
-    decapsulate_offloaded(shared, &mut receiver, &mut device).unwrap();
+    decapsulate_offloaded(shared, framing, &mut receiver, &mut device).unwrap();
     device
 }
 
-fn message(sent: &Sent) -> (Vec<u8>, Option<NonZeroU16>) {
+/// What one receive finds: datagrams, and the size of each where there are several.
+type Message = (Vec<u8>, Option<NonZeroU16>);
+
+pub(super) fn message(sent: &Sent) -> Message {
     let size = sent.datagrams.first().map_or(0, Vec::len) as u16;
     (sent.datagrams.concat(), NonZeroU16::new(size).filter(|_| sent.datagrams.len() > 1))
 }
@@ -341,10 +362,10 @@ fn the_hot_path_asks_for_no_memory() {
         (0..count).for_each(|_| inbox.extend(frames()));
         let mut device = Device { inbox, ..Device::default() };
         let mut udp = Sender::default();
-        let sending = measure(|| encapsulate_offloaded(&a, &mut device, &mut udp, || 0).unwrap());
+        let sending = measure(|| encapsulate_offloaded(&a, Framing::Plain, &mut device, &mut udp, || 0).unwrap());
         let inbox = (0..count).flat_map(|_| messages.clone()).collect();
         let mut receiver = Receiver { inbox, ..Receiver::default() };
-        let receiving = measure(|| decapsulate_offloaded(&b, &mut receiver, &mut device).unwrap());
+        let receiving = measure(|| decapsulate_offloaded(&b, Framing::Plain, &mut receiver, &mut device).unwrap());
         rounds.borrow_mut().push((sending.count_total, receiving.count_total));
     }
     let rounds = rounds.into_inner();

@@ -1,9 +1,9 @@
-//! The two loops of the plain form: one packet per read and write of the device.
+//! The two loops of the plain form: one packet per read and write of the device, and nothing around it on the wire.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use encap::{DropReason, Fib, Inbound, Outbound, PeerId};
+use encap::{DropReason, Fib, Framing, Inbound, Outbound, PeerId};
 
 use super::answers::Answers;
 use super::{BATCH, Lane, Shared};
@@ -65,7 +65,7 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
             lane.batch(received);
             let fib = shared.fib.load();
             for (slot, from) in batch.received().iter().enumerate() {
-                let admitted = admit(shared, &fib, from, batch.packet(slot));
+                let admitted = admit(shared, Framing::Plain, &fib, from, batch.packet(slot));
                 transmits.extend(admitted.map(|(peer, len)| Transmit { slot, len, to: None, peer }));
             }
             tun.send(&batch, &transmits, |transmit, outcome| lane.account(transmit, outcome));
@@ -78,16 +78,20 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
     Ok(())
 }
 
-/// Judges one datagram: whose packet it is, and how long. Counts what is not let in.
+/// Judges one datagram: whose packet is behind its header, and how long it is. Counts what is not let in.
 pub(super) fn admit(
     shared: &Shared,
+    framing: Framing,
     fib: &Fib,
     received: &Received,
-    payload: &[u8],
+    datagram: &[u8],
 ) -> Option<(Option<PeerId>, usize)> {
     let lane = &shared.rx;
     let verdict = match received.from {
-        Some(from) if !received.truncated => encap::inbound(fib, shared.check, sender(shared, from), payload),
+        Some(from) if !received.truncated => match framing.open(datagram) {
+            Ok(packet) => encap::inbound(fib, shared.check, sender(shared, framing, from), packet),
+            Err(reason) => Inbound::Drop { reason },
+        },
         Some(_) => Inbound::Drop { reason: DropReason::Truncated },
         None => Inbound::Drop { reason: DropReason::UnknownSender },
     };
@@ -110,10 +114,14 @@ pub(super) fn admit(
 
 /// The address that a datagram is judged by.
 ///
-/// Nodes send from the tunnel's own port, as flannel does. A pod that writes to the port of another node leaves its
-/// own node masqueraded, with that node's address but not with that port, which only the daemon there can have.
-fn sender(shared: &Shared, from: SocketAddr) -> IpAddr {
-    if from.port() == shared.port { from.ip() } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) }
+/// In the UDP backend nodes send from the tunnel's own port, as flannel does. A pod that writes to the port of another
+/// node leaves its own node masqueraded, with that node's address but not with that port, which only the daemon there
+/// can have. In VXLAN the port says nothing: kernels choose one for each flow.
+fn sender(shared: &Shared, framing: Framing, from: SocketAddr) -> IpAddr {
+    match framing {
+        Framing::Plain if from.port() != shared.port => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Framing::Plain | Framing::Vxlan { .. } => from.ip(),
+    }
 }
 
 impl Lane {

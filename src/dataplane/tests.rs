@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use encap::{DropReason, Fib, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
+use encap::{DropReason, Fib, MacAddr, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
 use etherparse::PacketBuilder;
 
 use super::*;
@@ -64,6 +64,11 @@ pub(super) fn node(n: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(192, 168, 77, n))
 }
 
+/// Address of a node's VXLAN device.
+pub(super) fn vtep(n: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, n])
+}
+
 pub(super) fn pod(n: u8, host: u8) -> [u8; 4] {
     [10, 244, n, host]
 }
@@ -80,7 +85,7 @@ fn table(own: u8) -> Fib {
         }
         let peer = PeerId(u32::from(n));
         let caps = PeerCaps { ipv6: false, ecn: false };
-        let hop = NextHop { peer, addr: node(n), mtu: 1472, caps, mac: None };
+        let hop = NextHop { peer, addr: node(n), mtu: 1472, caps, mac: Some(vtep(n)) };
         fib.route(prefix, Owner::Peer(hop)).sender(node(n), peer);
     }
     fib.build()

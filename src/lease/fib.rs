@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use encap::{Fib, NextHop, Owner, Prefix};
+use encap::{Fib, NextHop, Owner, PeerCaps, Prefix};
 
-use super::{Lease, OwnLease, Snapshot};
+use super::{Half, Lease, OwnLease, Snapshot};
 
 /// The table for a snapshot: our own prefixes and pods are local, a peer's go to its public address.
 ///
@@ -29,7 +29,7 @@ pub fn fib(snapshot: &Snapshot, networks: &[Prefix], tunnel_mtu: u16) -> Fib {
                 peer: lease.id,
                 addr: half.public_ip,
                 mtu: lease.caps.as_ref().map_or(tunnel_mtu, |caps| tunnel_mtu.min(caps.mtu)),
-                caps: lease.caps.as_ref().map(super::LodenCaps::peer_caps).unwrap_or_default(),
+                caps: caps(lease, half),
                 mac: half.vtep_mac,
             };
             for prefix in &half.prefixes {
@@ -56,14 +56,21 @@ pub fn senders(snapshot: &Snapshot) -> impl Iterator<Item = (IpAddr, &Lease)> {
     listed.chain(public)
 }
 
+/// What can be sent to a peer. VXLAN says in each frame what is in it, so every peer of that backend takes IPv6 if it has
+/// such pods.
+fn caps(lease: &Lease, half: &Half) -> PeerCaps {
+    let caps = lease.caps.as_ref().map(super::LodenCaps::peer_caps).unwrap_or_default();
+    PeerCaps { ipv6: caps.ipv6 || half.vtep_mac.is_some(), ..caps }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use encap::{PeerCaps, PeerId};
+    use encap::PeerId;
 
     use super::*;
-    use crate::lease::{ByFamily, Half, Lease, LodenCaps};
+    use crate::lease::{ByFamily, LodenCaps};
 
     fn lease(id: u32, prefix: &str, addresses: &[&str], caps: Option<LodenCaps>) -> Arc<Lease> {
         let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();

@@ -13,7 +13,7 @@ use super::{
     BLACKHOLE_METRIC, Device, Hop, Intent, LinkKind, LinkSpec, Observed, Route, RouteKey, Vxlan, Wanted,
 };
 use crate::config::netconf::{BackendConf, TunnelMtuError, VxlanConf};
-use crate::lease::{Half, Lease};
+use crate::lease::{ByFamily, Half, Lease};
 
 /// Packets the kernel may queue on a TUN device before it drops.
 ///
@@ -31,6 +31,8 @@ pub struct Desired {
     pub links: BTreeMap<Device, LinkSpec>,
     /// The alias that marks them.
     pub alias: String,
+    /// VXLAN: our own Ethernet address toward the pods of each family.
+    pub vteps: ByFamily<Option<MacAddr>>,
     /// Their addresses, as host prefixes.
     pub addresses: BTreeSet<(Device, Prefix)>,
     /// Routes of the main table.
@@ -43,16 +45,6 @@ pub struct Desired {
     pub networks: Vec<Prefix>,
     /// Traffic rules.
     pub firewall: Firewall,
-}
-
-impl Desired {
-    /// Address of our own VXLAN device of a family.
-    pub fn vtep_mac(&self, family: Family) -> Option<MacAddr> {
-        match self.links.get(&Device::Tunnel(family))?.kind {
-            LinkKind::Vxlan { mac, .. } => Some(mac),
-            LinkKind::Tun { .. } => None,
-        }
-    }
 }
 
 /// Why no state can be wanted.
@@ -94,6 +86,7 @@ pub fn desired(
             mtu: u16::MAX,
             links: BTreeMap::new(),
             alias: intent.alias(),
+            vteps: ByFamily::default(),
             addresses: BTreeSet::new(),
             routes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
@@ -104,6 +97,7 @@ pub fn desired(
     };
     match &intent.backend {
         BackendConf::Udp { .. } => build.udp()?,
+        BackendConf::Vxlan(conf) if conf.in_userspace() => build.vxlan_in_userspace(conf)?,
         BackendConf::Vxlan(conf) => build.vxlan(conf)?,
         BackendConf::HostGw => build.host_gw()?,
     }
@@ -127,14 +121,33 @@ impl Build<'_> {
         // One address for all pods: IPv4's if there is one, as `ExternalInterface::address` says.
         let underlay = if self.intent.local.v4.is_some() { Family::V4 } else { Family::V6 };
         let mtu = self.mtu(underlay, carried)?;
+        self.tun(mtu);
+        Ok(())
+    }
+
+    /// VXLAN without the kernel's: one device for all families, as in the UDP backend.
+    fn vxlan_in_userspace(&mut self, conf: &VxlanConf) -> Result<(), PlanError> {
+        let mut least = u32::from(u16::MAX);
+        for family in self.intent.families() {
+            self.intent.local.get(family).ok_or(PlanError::NoAddress { family })?;
+            least = least.min(self.mtu(family, family)?);
+            *self.desired.vteps.get_mut(family) = Some(self.intent.vtep.get(family).address());
+        }
+        self.tun(least);
+        for lease in self.intent.peers.iter().filter(|_| conf.direct_routing) {
+            let neighbours = lease.halves().filter(|half| self.is_neighbour(half.public_ip));
+            neighbours.collect::<Vec<_>>().into_iter().for_each(|half| self.direct(lease, half));
+        }
+        Ok(())
+    }
+
+    fn tun(&mut self, mtu: u32) {
         let device = Device::Tunnel(Family::V4);
-        let kind = LinkKind::Tun { queue_len: TUN_QUEUE_LEN };
-        self.link(device, mtu, kind);
+        self.link(device, mtu, LinkKind::Tun { queue_len: TUN_QUEUE_LEN });
         self.own_addresses(|_| device);
         for network in &self.intent.networks {
             self.route(RouteKey::new(*network), Route::ours(Hop::Device(device)), None);
         }
-        Ok(())
     }
 
     /// As flannel does: a device for each family, and for each peer a route to its device, which is known by address
@@ -154,7 +167,9 @@ impl Build<'_> {
                 learning: conf.learning,
                 exotic: false,
             };
-            let kind = LinkKind::Vxlan { mac: self.mac(family), vxlan };
+            let mac = self.mac(family);
+            *self.desired.vteps.get_mut(family) = Some(mac);
+            let kind = LinkKind::Vxlan { mac, vxlan };
             self.link(Device::Tunnel(family), mtu, kind);
         }
         self.own_addresses(|own| Device::Tunnel(Family::of(own.addr())));
@@ -208,7 +223,7 @@ impl Build<'_> {
         let there = self.observed.links.get(&Device::Tunnel(family));
         let kept = there.filter(|link| link.vxlan.is_some()).and_then(|link| link.mac);
         self.settled
-            .and_then(|settled| settled.vtep_mac(family))
+            .and_then(|settled| *settled.vteps.get(family))
             .or(vtep.published)
             .or(kept.filter(|mac| mac.is_unicast() && mac.is_local()))
             .unwrap_or(vtep.derived)

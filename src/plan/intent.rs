@@ -68,6 +68,10 @@ impl Intent {
     fn tunnels(&self) -> BTreeMap<Device, String> {
         match &self.backend {
             BackendConf::Udp { .. } => BTreeMap::from([(Device::Tunnel(Family::V4), TUN.to_owned())]),
+            BackendConf::Vxlan(conf) if conf.in_userspace() => {
+                let family = self.families().next().unwrap_or(Family::V4);
+                BTreeMap::from([(Device::Tunnel(Family::V4), conf.device(family))])
+            }
             BackendConf::Vxlan(conf) => {
                 self.families().map(|family| (Device::Tunnel(family), conf.device(family))).collect()
             }
@@ -89,6 +93,11 @@ impl Intent {
 }
 
 impl Vtep {
+    /// The address where there is no device that could have one of its own: VXLAN in this process.
+    pub fn address(&self) -> MacAddr {
+        self.published.unwrap_or(self.derived)
+    }
+
     /// Derives an address from what identifies a node: the UID of its Node, or its name. It is local and unicast.
     ///
     /// FNV-1a over node and device: the same in every version, on every machine.

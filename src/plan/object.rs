@@ -16,7 +16,7 @@ pub const BLACKHOLE_METRIC: u32 = 1_000_000;
 pub enum Device {
     /// The interface that carries the outer packets. Never changed by us.
     External,
-    /// Ours, for the pods of this family. The UDP backend has one for both: IPv4's.
+    /// Ours, for the pods of this family. Where packets go through this process, one is for both: IPv4's.
     Tunnel(Family),
 }
 

@@ -18,6 +18,8 @@ pub struct Health {
     pub from_cache: Option<String>,
     /// Why our own Node does not carry what peers need to know of us; peers that know us already are not affected.
     pub publish_trouble: Option<String>,
+    /// The backend runs in a way that nobody asked for.
+    pub backend_note: Option<String>,
     /// Peers that were refused.
     pub refused: usize,
     /// Peers of another backend type.
@@ -81,6 +83,7 @@ impl Health {
             &self.publish_trouble,
             &self.firewall_trouble,
             &self.host_trouble,
+            &self.backend_note,
         ]
         .into_iter()
         .flatten()

@@ -22,6 +22,8 @@ use crate::plan::firewall::guard;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// How packets get from node to node; always 1.
+    pub backend: IntGaugeVec,
     /// Leases in force, the own one included.
     pub leases: IntGauge,
     /// Leases added, removed or changed.
@@ -94,6 +96,10 @@ impl Metrics {
         let seconds = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
         let metrics = Self {
             registry: registry.clone(),
+            backend: IntGaugeVec::new(
+                Opts::new("loden_backend_info", "The backend, and where it wraps packets; always 1"),
+                &["backend", "mode"],
+            )?,
             leases: IntGauge::new("loden_leases", "Leases in force, the node's own included")?,
             lease_changes: IntCounterVec::new(
                 Opts::new("loden_lease_changes_total", "Leases added, removed or changed since the start"),
@@ -178,6 +184,7 @@ impl Metrics {
         for change in ["added", "removed", "changed"] {
             metrics.lease_changes.with_label_values(&[change]);
         }
+        registry.register(Box::new(metrics.backend.clone()))?;
         registry.register(Box::new(metrics.leases.clone()))?;
         registry.register(Box::new(metrics.lease_changes.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;

@@ -5,6 +5,7 @@ mod events;
 mod look;
 mod read;
 mod socket;
+mod vxlan;
 mod write;
 
 use std::net::IpAddr;
@@ -21,10 +22,10 @@ use tokio::sync::mpsc;
 use self::events::Events;
 use self::read::Indices;
 use self::socket::Rtnl;
+pub use self::vxlan::{kernel_has_vxlan, remove_vxlan};
 use super::firewall::Firewall;
 use super::sysctl;
-use super::tun::TunDevice;
-use crate::config::offload::Features;
+use super::tun::{TunDevice, TunOptions};
 use crate::plan::{Device, LinkChange, LinkKind, LinkSpec, Observed, Op, Watched};
 use crate::ports::{Kernel, KernelError};
 
@@ -35,8 +36,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub struct TunSlot {
     /// The device, unless it was given up.
     pub device: Option<TunDevice>,
-    /// What a device is opened with.
-    pub offloads: Features,
+    /// How a device is opened.
+    pub options: TunOptions,
     /// Takes each device that a plan opens in its place.
     pub opened: mpsc::UnboundedSender<TunDevice>,
     /// Indices of devices whose data path has failed: they are opened again.
@@ -85,8 +86,7 @@ impl LinuxKernel {
         let slot = self.tun.as_mut().ok_or_else(|| fail("no data path was started for it".into()))?;
         // Two devices cannot have one name, and the old one stays for as long as a clone of it is alive.
         slot.device = None;
-        let opened =
-            TunDevice::open(&spec.name, slot.offloads).map_err(|error| fail(format!("{error:#}")))?;
+        let opened = TunDevice::open(&spec.name, slot.options).map_err(|error| fail(format!("{error:#}")))?;
         self.indices.insert(device, opened.index());
         slot.device = Some(opened.clone());
         // The receiver lives as long as the daemon; at shutdown nobody needs the device any more.

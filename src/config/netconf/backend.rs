@@ -150,6 +150,23 @@ impl BackendConf {
         }
     }
 
+    /// For people: its name, and where it is not done as usual.
+    pub fn description(&self) -> &'static str {
+        match self {
+            Self::Vxlan(conf) if conf.in_userspace() => "vxlan in user space",
+            _ => self.name(),
+        }
+    }
+
+    /// Where packets are wrapped: the label of a metric.
+    pub fn mode(&self) -> &'static str {
+        match self {
+            Self::Udp { .. } => "userspace",
+            Self::Vxlan(conf) if conf.in_userspace() => "userspace",
+            Self::Vxlan(_) | Self::HostGw => "kernel",
+        }
+    }
+
     /// The value of the `backend-type` annotation of a node that runs this backend. flannel's UDP
     /// backend publishes an empty one.
     pub fn annotation(&self) -> &'static str {
@@ -227,6 +244,11 @@ impl BackendConf {
 }
 
 impl VxlanConf {
+    /// Whether packets go through this process. [`VxlanMode::Auto`] is decided when the daemon starts.
+    pub fn in_userspace(&self) -> bool {
+        self.mode == VxlanMode::Userspace
+    }
+
     /// Name of the device that carries the pods of a family.
     pub fn device(&self, family: Family) -> String {
         match family {

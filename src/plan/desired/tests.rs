@@ -183,7 +183,7 @@ fn host_gw_makes_no_device_and_blackholes_are_behind_all_others() {
 #[test]
 fn the_own_address_is_what_peers_know() {
     let known = |intent: &Intent, observed: &Observed, settled: Option<&Desired>| {
-        desired(intent, observed, settled).unwrap().vtep_mac(Family::V4).unwrap()
+        desired(intent, observed, settled).unwrap().vteps.v4.unwrap()
     };
     let intent = vxlan(false);
     let mut seen = bare(1500);
@@ -232,4 +232,31 @@ fn a_lost_external_interface_keeps_the_size() {
         assert_eq!(desired(&intent, &Observed::default(), Some(&before)), Ok(before));
         assert!(desired(&intent, &Observed::default(), None).is_err());
     }
+}
+
+#[test]
+fn vxlan_in_user_space_is_one_tun_for_both_families() {
+    let BackendConf::Vxlan(conf) = vxlan(true).backend else { unreachable!() };
+    let backend = BackendConf::Vxlan(VxlanConf { mode: VxlanMode::Userspace, ..conf });
+    let intent = dual(Intent { backend, ..vxlan(true) });
+    let desired = desired(&intent, &bare(1500), None).unwrap();
+    assert_eq!(desired.links.len(), 1);
+    let link = &desired.links[&V4];
+    assert_eq!((link.name.as_str(), link.mtu, desired.mtu), ("flannel.1", 1430, 1430));
+    assert!(matches!(link.kind, LinkKind::Tun { .. }));
+    assert_eq!(desired.vteps, ByFamily { v4: Some(mac(1)), v6: Some(mac(1)) });
+    assert!(desired.fdb.is_empty() && desired.neighbours.is_empty());
+    assert_eq!(
+        routes(&intent, &desired),
+        [
+            "10.244.0.0/16 dev flannel.1",
+            "10.244.2.0/24 via 192.168.77.2 dev eth0",
+            "fd00:10:244::/56 dev flannel.1",
+            "fd00:10:244:2::/64 via fd00:77::2 dev eth0",
+            "fd00:10:244:3::/64 via fd00:77::3 dev eth0 mtu 1400",
+        ]
+    );
+    let alone = Intent { local: ByFamily { v6: None, ..intent.local }, ..intent };
+    let error = super::desired(&alone, &bare(1500), None).unwrap_err();
+    assert_eq!(error, PlanError::NoAddress { family: Family::V6 });
 }

@@ -7,6 +7,7 @@ use encap::{Family, MacAddr, PeerId, Prefix, Vni};
 use proptest::prelude::*;
 
 use super::*;
+use crate::lease::ByFamily;
 use crate::plan::firewall::{Firewall, Manager};
 use crate::plan::model::{apply, wipe};
 use crate::plan::{Hop, Stage, Wanted};
@@ -52,6 +53,7 @@ fn want(peers: &BTreeMap<u8, (u8, bool)>) -> Desired {
             },
         )]),
         alias: crate::plan::model::ALIAS.into(),
+        vteps: ByFamily::default(),
         addresses: BTreeSet::from([(V4, prefix("10.244.1.0/32"))]),
         routes: BTreeMap::new(),
         neighbours: BTreeMap::new(),
