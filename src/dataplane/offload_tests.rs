@@ -362,10 +362,12 @@ fn the_hot_path_asks_for_no_memory() {
         (0..count).for_each(|_| inbox.extend(frames()));
         let mut device = Device { inbox, ..Device::default() };
         let mut udp = Sender::default();
-        let sending = measure(|| encapsulate_offloaded(&a, Framing::Plain, &mut device, &mut udp, || 0).unwrap());
+        let sending =
+            measure(|| encapsulate_offloaded(&a, Framing::Plain, &mut device, &mut udp, || 0).unwrap());
         let inbox = (0..count).flat_map(|_| messages.clone()).collect();
         let mut receiver = Receiver { inbox, ..Receiver::default() };
-        let receiving = measure(|| decapsulate_offloaded(&b, Framing::Plain, &mut receiver, &mut device).unwrap());
+        let receiving =
+            measure(|| decapsulate_offloaded(&b, Framing::Plain, &mut receiver, &mut device).unwrap());
         rounds.borrow_mut().push((sending.count_total, receiving.count_total));
     }
     let rounds = rounds.into_inner();
