@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         .check("vxlan: peers that left while it was stopped are gone", |(), notes| stale(VXLAN, notes))
         .check("host-gw: peers that left while it was stopped are gone", |(), notes| stale(HOST_GW, notes))
         .check("vxlan: a peer that moves or gets another device is followed", |(), notes| moved(notes))
+        .check("a peer whose pods take less has that on its route", |(), _| smaller_peer())
         .check("a device and routes of flannel's are taken over", |(), _| takes_over())
         .check("a node made by hand as flannel makes it takes part", |(), _| by_hand())
         .check("DirectRouting: neighbours get plain routes, others the tunnel", |(), _| direct_routing())
@@ -124,6 +125,26 @@ fn moved(notes: &Notes) -> Result<()> {
             && !state.contains("0e:10:24:4a:00:03"))
     })?;
     notes.took("a moved peer is followed after", took);
+    connected(&cluster)
+}
+
+fn smaller_peer() -> Result<()> {
+    let mut cluster = cluster(VXLAN)?;
+    let mut manifests = cluster.manifests();
+    let entry = manifests.iter_mut().find(|node| node.name == "n2").context("n2")?;
+    let caps = r#"{"version":"9","MTU":1400,"capabilities":[]}"#;
+    entry.annotations.push(("flannel.alpha.coreos.com/loden".into(), caps.into()));
+    cluster.publish_only(&manifests)?;
+    let node = cluster.node("n1")?;
+    wait::until_true("its route says so", || {
+        let shown = node.ns().ip_show("route show 10.244.2.0/24")?;
+        Ok(shown.contains("dev flannel.1") && shown.contains(" mtu 1400"))
+    })?;
+    // A pod that sends more is told, and what fits passes.
+    let (from, to) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
+    icmp::ping(from.ns(), to.ip(), 1400)?;
+    let refused = icmp::ping(from.ns(), to.ip(), 1450);
+    ensure!(refused.is_err(), "1450 bytes passed although the peer takes 1400");
     connected(&cluster)
 }
 

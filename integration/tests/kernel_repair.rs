@@ -1,6 +1,9 @@
 //! Whatever somebody changes of a kernel backend's objects is put back exactly as it was, and counted; flannel puts
 //! back next to none of this.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         .check("vxlan: forwarding that is switched off is named at once", |lab, notes| {
             lab.vxlan.forwarding(notes)
         })
+        .check("vxlan: the kernel's announcements overrun", |lab, notes| lab.vxlan.overrun(notes))
         .check("vxlan: what is not ours stays", others)
         .check("vxlan: nobody changes anything and nothing is written", silence)
         .check("vxlan: the underlay's MTU is followed, down and up", underlay_mtu)
@@ -198,6 +202,30 @@ impl Backend {
         notes.took("everything restored by a start, after exec", node.daemon_mut()?.wait_ready()?);
         let after = kernel_state::of(node, DEVICE)?;
         ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+        self.connected()
+    }
+
+    /// A daemon that gets no time hears only that it has missed something, and looks at everything.
+    fn overrun(&self, notes: &Notes) -> Result<()> {
+        let node = self.0.node("n1")?;
+        let before = kernel_state::of(node, DEVICE)?;
+        let flood: String = (0..20_000u32)
+            .map(|number| {
+                format!("route add {} via 192.168.77.254\n", Ipv4Addr::from_bits(0x1400_0000 + number))
+            })
+            .collect();
+        node.daemon()?.signal(Signal::SIGSTOP)?;
+        let broken = node.ns().ip(&flood).and_then(|()| node.ns().ip("route del 10.244.2.0/24"));
+        node.daemon()?.signal(Signal::SIGCONT)?;
+        broken?;
+        let took =
+            wait::until_true("everything is as it was", || Ok(kernel_state::of(node, DEVICE)? == before))?;
+        notes.took("restored after lost announcements", took);
+        let sockets = node.ns().run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/netlink")?))?;
+        let dropped =
+            sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(8)?.parse::<u64>().ok());
+        ensure!(dropped.sum::<u64>() > 0, "nothing was lost, so nothing was shown:\n{sockets}");
+        node.ns().ip(&flood.replace("route add", "route del"))?;
         self.connected()
     }
 

@@ -1,5 +1,7 @@
 //! Five thousand VXLAN peers in a real kernel, what they cost, and random states that have to converge.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
