@@ -15,7 +15,7 @@ LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CA
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup machinery demo cluster-machinery cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
+.PHONY: help setup machinery demo scale cluster-machinery cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ conformance: ## start a cluster, run upstream's own network conformance tests, r
 faults: cluster-machinery ## clusters killed half way, started twice, without space: nothing is left of them
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
 	@$(CLUSTER) faults
+
+scale: PROFILE = release
+scale: machinery ## five thousand Nodes on a real API server and what one daemon needs for them; SCALE_NODES, SCALE_SECONDS
+	$(CARGO) build --release -p loden --bin flanneld -p integration --bin scale
+	@$(SUDO) env $(LAB_ENV) SCALE_OUT=$(abspath $(TARGET))/scale $(foreach name,SCALE_NODES SCALE_SECONDS,$(if $($(name)),$(name)=$($(name)))) $(BUILD)/scale
 
 test: machinery ## everything: unit, property, fuzz replay, networks in namespaces
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld
