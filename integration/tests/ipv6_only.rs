@@ -29,6 +29,12 @@ fn main() -> ExitCode {
         .check("public-ipv6-overwrite is published in its place", overwrite)
         .check("node-public-ipv6 chooses the interface", node_public_ipv6)
         .check("a daemon that is killed and started again carries on", killed)
+        .check("over vxlan: every pod reaches every pod, with an MTU of 1430", |_, _| {
+            other_backend(r#"{"Type": "vxlan"}"#, "1430")
+        })
+        .check("over host-gw: every pod reaches every pod, with the underlay's MTU", |_, _| {
+            other_backend(r#"{"Type": "host-gw"}"#, "1500")
+        })
         .main()
 }
 
@@ -142,4 +148,16 @@ fn node_public_ipv6(v6: &mut V6, _: &Notes) -> Result<()> {
 fn killed(v6: &mut V6, _: &Notes) -> Result<()> {
     v6.restart(Signal::SIGKILL, |launch| launch)?;
     everybody(v6, &Notes::default())
+}
+
+/// A cluster of its own, known from a file.
+fn other_backend(backend: &str, mtu: &str) -> Result<()> {
+    let cluster =
+        Cluster::builder().nodes(2).pods_per_node(1).families(Families::V6).backend(backend).start()?;
+    let check = || {
+        ensure!(cluster.node("n1")?.subnet_env("FLANNEL_MTU")? == mtu);
+        let pods = reach::pairs(&cluster).filter(|(from, _)| matches!(from, reach::Source::Pod(_)));
+        pods.into_iter().try_for_each(|(from, to)| reach::check(from, to))
+    };
+    check().with_context(|| cluster.logs())
 }

@@ -56,8 +56,11 @@ pub struct DropView {
 pub struct RouteView {
     /// Name of the node.
     pub node: String,
-    /// Address that packets for it are sent to.
+    /// Address that packets for it are sent to, IPv4's if there are two.
     pub node_ip: Option<String>,
+    /// IPv6's beside it, where IPv6 pods have a way of their own.
+    #[serde(default)]
+    pub node_ipv6: Option<String>,
     /// Its pod prefixes.
     pub prefixes: Vec<String>,
     /// How it stands.
@@ -147,7 +150,7 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
         let volume = |n: u64| right(if traffic { bytes(n) } else { String::new() });
         let row = [
             Cell::new(&route.node),
-            Cell::new(route.node_ip.as_deref().unwrap_or("-")),
+            Cell::new(addresses(route)),
             Cell::new(if route.prefixes.is_empty() { "-".into() } else { route.prefixes.join(" ") }),
             count(route.tx.packets),
             volume(route.tx.bytes),
@@ -195,6 +198,12 @@ fn pods(route: &RouteView) -> String {
     }
 }
 
+fn addresses(route: &RouteView) -> String {
+    let both: Vec<&str> =
+        [&route.node_ip, &route.node_ipv6].into_iter().flatten().map(String::as_str).collect();
+    if both.is_empty() { "-".into() } else { both.join(" ") }
+}
+
 fn state(state: RouteState, colour: bool) -> Cell {
     let (word, paint) = match state {
         RouteState::Own => ("this node", Color::Cyan),
@@ -235,6 +244,7 @@ mod tests {
         let quiet = RouteView {
             node: "n1".into(),
             node_ip: Some("192.168.77.1".into()),
+            node_ipv6: Some("fd77::1".into()),
             prefixes: vec!["10.244.1.0/24".into()],
             state: RouteState::Own,
             note: None,
@@ -254,6 +264,7 @@ mod tests {
         let bad = RouteView {
             node: "n3".into(),
             node_ip: None,
+            node_ipv6: None,
             prefixes: Vec::new(),
             state: RouteState::Refused,
             note: Some("public-ip 127.0.0.1 is a loopback address".into()),
@@ -283,6 +294,7 @@ mod tests {
         assert!(!text.contains('\u{1b}'), "{text}");
         for part in [
             "NODE IP",
+            " 192.168.77.1 fd77::1 ",
             "10.244.1.0/24",
             "1.5 KiB",
             "3s ago",

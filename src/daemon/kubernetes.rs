@@ -107,7 +107,7 @@ impl State {
     }
 
     /// Of each family that is carried, the address that peers are told. In the UDP backend all go to one.
-    fn public_ips(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    pub(super) fn public_ips(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let external = self.external.borrow();
         let Some(external) = &*external else { return (None, None) };
         let (v4, v6) = if self.conf.backend.pairs_families() {

@@ -1,5 +1,6 @@
 //! Answers of the admin endpoint and of the local socket.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
@@ -142,13 +143,15 @@ fn drops(shared: &Shared) -> Vec<DropView> {
 fn own(state: &State, snapshot: &Snapshot) -> RouteView {
     let health = state.health.borrow();
     let note = health.own_trouble.clone().or_else(|| health.waiting.clone()).unwrap_or_default();
+    let (v4, v6) = state.public_ips();
+    let told = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
+    // Until the external interface is chosen, what others say of us is the best guess.
+    let facts = snapshot.own_facts.iter().flat_map(|facts| facts.internal_ips.first()).copied();
+    let [node_ip, node_ipv6] = first_two(told.chain(facts.filter(|_| v4.is_none() && v6.is_none())));
     RouteView {
         prefixes: state.own_prefixes().iter().map(ToString::to_string).collect(),
-        node_ip: snapshot
-            .own_facts
-            .as_ref()
-            .and_then(|facts| facts.internal_ips.first())
-            .map(ToString::to_string),
+        node_ip,
+        node_ipv6,
         note: (!note.is_empty()).then_some(note),
         ..bare(&state.node, RouteState::Own, String::new())
     }
@@ -161,9 +164,11 @@ fn active(state: &State, snapshot: &Snapshot, lease: &Lease) -> RouteView {
     let refused = snapshot.refused.iter().filter(|refusal| refusal.node == lease.node);
     let failing = state.failing.borrow().get(&lease.id).cloned();
     let notes: Vec<String> = refused.map(ToString::to_string).chain(failing).collect();
+    let [node_ip, node_ipv6] = first_two(lease.public_ips());
     RouteView {
         node: lease.node.clone(),
-        node_ip: lease.public_ips().next().map(|ip| ip.to_string()),
+        node_ip,
+        node_ipv6,
         prefixes: lease.prefixes().map(ToString::to_string).collect(),
         state: RouteState::Active,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
@@ -175,10 +180,15 @@ fn active(state: &State, snapshot: &Snapshot, lease: &Lease) -> RouteView {
     }
 }
 
+fn first_two(mut ips: impl Iterator<Item = IpAddr>) -> [Option<String>; 2] {
+    [ips.next(), ips.next()].map(|ip| ip.map(|ip| ip.to_string()))
+}
+
 fn bare(node: &str, state: RouteState, note: String) -> RouteView {
     RouteView {
         node: node.to_owned(),
         node_ip: None,
+        node_ipv6: None,
         prefixes: Vec::new(),
         state,
         note: Some(note),
