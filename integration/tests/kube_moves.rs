@@ -4,11 +4,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::apiserver::Options;
 use integration::fixture::Kube;
 use integration::kube_feed::key;
 use integration::nodes_file::NodeManifest;
 use integration::probe::reach::{self, Source};
 use integration::suite::{Notes, Suite};
+use integration::topology::Builder;
 use integration::wait;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -18,6 +20,7 @@ fn main() -> ExitCode {
         .check("what somebody else changes on the own Node is put right and counted", counted)
         .check("a podCIDR that changes is followed in file, device, rules and at the peers", pod_cidr)
         .check("an address that changes is followed by the socket, the Node and the peers", address)
+        .check("an address that changes is followed by a VXLAN device", address_of_vxlan)
         .check("without an address the daemon says so, and goes on when it is back", no_address)
         .check("an address that moves to a bridge is found there", bridge)
         .check("an underlay MTU that changes is followed and published", mtu)
@@ -124,6 +127,22 @@ fn address(kube: &mut Kube, notes: &Notes) -> Result<()> {
         notes.took("pods reach each other again after", wait_connected(kube)?);
         kube.wait_ready()?;
     }
+    Ok(())
+}
+
+fn address_of_vxlan(_: &mut Kube, notes: &Notes) -> Result<()> {
+    let shape = |builder: Builder| builder.backend("{\"Type\": \"vxlan\"}");
+    let kube = &Kube::with(Options::default(), shape, |_, _| Ok(()))?;
+    wait_connected(kube)?;
+    readdress(kube, "eth0", 61)?;
+    notes.took(
+        "VXLAN: another address is published after",
+        wait_published(kube, "public-ip", "192.168.77.61")?,
+    );
+    notes.took("VXLAN: pods reach each other again after", wait_connected(kube)?);
+    let link = kube.n1()?.link("flannel.1")?.context("no flannel.1")?;
+    ensure!(link.contains("local 192.168.77.61"), "{link}");
+    kube.wait_ready()?;
     Ok(())
 }
 
