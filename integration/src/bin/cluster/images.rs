@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use integration::apiserver::folder;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::spec::write;
 
@@ -45,23 +46,24 @@ struct Archive {
 /// When a program is missing, or the disk is full.
 pub(crate) fn cluster_archive() -> Result<PathBuf> {
     let sources = [folder("userland")?, folder("kubernetes")?, folder("coredns")?];
-    let key: Vec<_> =
-        sources.iter().filter_map(|dir| dir.file_name()?.to_str()?.rsplit('-').next()).collect();
     let cache = sources[0].parent().context("the cache has no parent folder")?;
-    let path = cache.join(format!("images-{}.tar", key.join("-")));
+    // What goes in, and how: the names of these folders are of what is in them, and this file is the recipe.
+    let mut key = Sha256::new_with_prefix(include_str!("images.rs"));
+    sources.iter().for_each(|dir| key.update(dir.as_os_str().as_encoded_bytes()));
+    let key: String = key.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let path = cache.join(format!("images-{key}.tar"));
     if path.exists() {
         return Ok(path);
     }
     let mut archive = Archive::new(cache)?;
     let tools = archive.layer(stage_userland)?;
-    let agnhost =
-        archive.layer(|root| copy(&folder("kubernetes")?.join("agnhost"), &root.join("agnhost")))?;
+    let agnhost = archive.layer(stage_agnhost)?;
     let coredns = archive.layer(|root| copy(&folder("coredns")?.join("coredns"), &root.join("coredns")))?;
-    archive.image(PAUSE, &[&agnhost], &["/agnhost", "pause"])?;
-    archive.image(AGNHOST, &[&tools, &agnhost], &["/agnhost"])?;
-    archive.image(COREDNS, &[&coredns], &["/coredns"])?;
+    archive.image(PAUSE, &[&agnhost], &["/agnhost"], &["pause"])?;
+    archive.image(AGNHOST, &[&tools, &agnhost], &["/agnhost"], &["pause"])?;
+    archive.image(COREDNS, &[&coredns], &["/coredns"], &[])?;
     for name in TOOLS {
-        archive.image(name, &[&tools], &[])?;
+        archive.image(name, &[&tools], &[], &["/bin/sh"])?;
     }
     archive.pack(&path)?;
     Ok(path)
@@ -79,14 +81,27 @@ pub(crate) fn flanneld_archive(binary: &Path, to: &Path) -> Result<()> {
         symlink("flanneld", root.join("opt/bin/install-conf"))?;
         copy(binary, &root.join("opt/bin/flanneld"))
     })?;
-    archive.image(FLANNELD, &[&tools, &flanneld], &["/opt/bin/flanneld"])?;
+    archive.image(FLANNELD, &[&tools, &flanneld], &["/opt/bin/flanneld"], &[])?;
     archive.pack(to)
+}
+
+/// agnhost as upstream's image has it: beside its certificate, under a second name, and with a place for uploads.
+fn stage_agnhost(root: &Path) -> Result<()> {
+    let kubernetes = folder("kubernetes")?;
+    for file in ["agnhost", "localhost.crt", "localhost.key"] {
+        copy(&kubernetes.join(file), &root.join(file))?;
+    }
+    symlink("agnhost", root.join("agnhost-2"))?;
+    std::fs::create_dir(root.join("uploads"))?;
+    Ok(())
 }
 
 /// Debian's programs as their packages hold them, and busybox under the names of all that it can do and they lack.
 fn stage_userland(root: &Path) -> Result<()> {
     let userland = folder("userland")?;
     run(Command::new("cp").arg("-a").arg(userland.join("root/.")).arg(root))?;
+    // Debian chooses between two netcats when they are installed; upstream's tests want this one's options.
+    symlink("nc.openbsd", root.join("bin/nc")).context("link nc")?;
     let busybox = root.join("bin/busybox");
     let applets = run(Command::new(&busybox).arg("--list"))?;
     for applet in applets.lines() {
@@ -138,12 +153,13 @@ impl Archive {
         self.adopt(&tar)
     }
 
-    fn image(&mut self, name: &str, layers: &[&Blob], entrypoint: &[&str]) -> Result<()> {
+    /// An image that runs `entrypoint`, with `arguments` unless a pod gives others.
+    fn image(&mut self, name: &str, layers: &[&Blob], entrypoint: &[&str], arguments: &[&str]) -> Result<()> {
         let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let config = self.blob(&json!({
             "architecture": architecture(),
             "os": "linux",
-            "config": { "Entrypoint": entrypoint, "Env": [path] },
+            "config": { "Entrypoint": entrypoint, "Cmd": arguments, "Env": [path] },
             // Layers are not compressed, so what is hashed is the same.
             "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|blob| &blob.digest).collect::<Vec<_>>() },
         }))?;

@@ -24,7 +24,8 @@ fn netexec(arguments: &[&str]) -> Value {
 /// One pod per node that answers at 8080 (HTTP) and 8081 (UDP), or in the node's own network at `port`.
 pub(crate) fn everywhere(name: &str, host_port: Option<u16>) -> Value {
     let port = format!("--http-port={}", host_port.unwrap_or(8080));
-    let arguments: Vec<&str> = if host_port.is_some() { vec![&port, "--udp-port=-1"] } else { vec![&port] };
+    // It calls itself healthy only once it serves datagrams; in the node's network that port must be another.
+    let arguments: Vec<&str> = if host_port.is_some() { vec![&port, "--udp-port=8069"] } else { vec![&port] };
     let mut container = netexec(&arguments);
     container["readinessProbe"] =
         json!({ "httpGet": { "path": "/healthz", "port": host_port.unwrap_or(8080) }, "periodSeconds": 1 });

@@ -10,8 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::ask;
-use super::stage::{Pod, Stage};
-use crate::cgroup;
+use super::stage::{Pod, Stage, process};
 use crate::report::Outcome;
 use crate::spec::Backend;
 
@@ -103,16 +102,6 @@ impl Load {
         }
         Ok(total)
     }
-}
-
-/// A daemon's process on a node: by its program's name, among the node's own.
-fn process(node: &str, daemon: &str) -> Result<i32> {
-    let named = |pid: &i32| {
-        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split('\0').next().is_some_and(|program| program.rsplit('/').next() == Some(daemon))
-    };
-    let found = cgroup::processes(node).into_iter().find(named);
-    found.with_context(|| format!("no {daemon} runs on {node}"))
 }
 
 fn ready(stage: &Stage<'_>, node: &str) -> Result<()> {

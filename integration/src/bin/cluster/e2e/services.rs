@@ -75,8 +75,13 @@ pub(crate) fn node_port(stage: &Stage<'_>) -> Result<Outcome> {
             })?;
         }
     }
-    // And by the way that users come: from a host that knows nodes only.
-    Ok(Outcome::Held(format!("port {PORT} of every node, from every node, pod on {last}")))
+    // And as users come: from a host that knows nodes only.
+    let outside = stage.outside_ns()?;
+    for number in stage.spec.numbers() {
+        let to = SocketAddr::new(spec::address(number).into(), PORT);
+        ensure!(ask::get(&outside, to, "/hostname")? == pod.name, "from outside, {to} led elsewhere");
+    }
+    Ok(Outcome::Held(format!("port {PORT} of every node, from every node and from outside, pod on {last}")))
 }
 
 pub(crate) fn headless(stage: &Stage<'_>) -> Result<Outcome> {

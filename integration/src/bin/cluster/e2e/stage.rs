@@ -12,7 +12,7 @@ use crate::cgroup;
 use crate::enter::Kubectl;
 use crate::report::Outcome;
 use crate::spec::{Backend, Layout, Spec};
-use crate::trial;
+use crate::{supervise, trial};
 
 /// Where the netexec in a node's own network answers.
 pub(crate) const HOST_PORT: u16 = 8070;
@@ -99,6 +99,11 @@ impl<'a> Stage<'a> {
         Netns::of_process(name, cgroup::first_process(name)?)
     }
 
+    /// The network of the host behind the nodes' gateway.
+    pub(crate) fn outside_ns(&self) -> Result<Netns> {
+        Netns::of_process("outside", u32::try_from(process(supervise::CONTROL, "agnhost")?)?)
+    }
+
     /// The network of a pod: that of a process on its node which has the pod's address.
     pub(crate) fn pod_ns(&self, pod: &Pod) -> Result<Netns> {
         let leaf = format!("|-- {}", pod.ip);
@@ -134,6 +139,16 @@ impl<'a> Stage<'a> {
             })
             .collect()
     }
+}
+
+/// A process of one part of the cluster, by its program's name.
+pub(crate) fn process(part: &str, program: &str) -> Result<i32> {
+    let named = |pid: &i32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').next().is_some_and(|path| path.rsplit('/').next() == Some(program))
+    };
+    let found = cgroup::processes(part).into_iter().find(named);
+    found.with_context(|| format!("no {program} runs on {part}"))
 }
 
 fn pod_of(pod: &Value) -> Result<Pod> {
