@@ -4,22 +4,20 @@
 //! Pure code throughout: [`Sync`], the cache, the index, the forwarding table and the plan for VXLAN against models of a
 //! [`Server`] and of a kernel, in a time that jumps. `LODEN_STEPS` is the number of steps (100,000), `LODEN_SEED` the seed, which a failure names.
 
+mod answers;
 mod server;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use encap::{Owner, Prefix};
 use fastrand::Rng;
-use kube::core::{Status, WatchEvent};
-use serde_json::json;
 
+use self::answers::Watch;
 use self::server::{Server, Shape};
-use super::client::{Page, PageMeta};
 use super::nodes::Nodes;
-use super::sync::{Ask, READINGS, Sync};
-use super::trouble::{Cause, Trouble};
+use super::sync::{Ask, Sync};
+use super::trouble::Trouble;
 use crate::config::AnnotationPrefix;
 use crate::config::netconf::NetConf;
 use crate::lease::cache::{self, Remembered, Scope};
@@ -31,22 +29,9 @@ const STEPS: u32 = 100_000;
 /// After so many steps faults end for a moment, and everything has to be right.
 const EPOCH: u32 = 150;
 const PEERS: u8 = 12;
-const PAGE: usize = 4;
 /// Without faults everything is right after this time: a silent watch is found after at most 25 s here, a list is read
 /// five times in case of doubt, and a server in need may have asked for some seconds.
 const HEALED: Duration = Duration::from_secs(60);
-
-type Event = WatchEvent<NodeObject>;
-
-/// The server's side of an open watch.
-struct Watch {
-    queue: VecDeque<Rc<str>>,
-    at: u64,
-    until: Instant,
-    bookmarked: bool,
-    /// Nothing comes through any more, and nobody says so.
-    dead: bool,
-}
 
 struct World {
     rng: Rng,
@@ -99,24 +84,8 @@ fn nodes() -> Nodes {
     Nodes { prefix: AnnotationPrefix::default() }
 }
 
-fn event(line: &str) -> Event {
-    serde_json::from_str(line).unwrap()
-}
-
 fn object(json: &str) -> NodeObject {
     serde_json::from_str(json).unwrap()
-}
-
-fn bookmark(version: u64, end: bool) -> Rc<str> {
-    let annotations = if end { json!({ "k8s.io/initial-events-end": "true" }) } else { json!({}) };
-    json!({ "type": "BOOKMARK", "object": { "kind": "Node", "apiVersion": "v1",
-        "metadata": { "resourceVersion": version.to_string(), "annotations": annotations } } })
-    .to_string()
-    .into()
-}
-
-fn status(code: u16) -> Trouble {
-    Trouble::status(&Status { code, ..Status::default() })
 }
 
 /// A peer's name, prefixes, and where its packets go, as the forwarding table says.
@@ -269,170 +238,6 @@ impl World {
         if let Some(news) = news {
             self.hear(news);
         }
-    }
-
-    fn refusal(&mut self) -> Option<Trouble> {
-        if !self.server.up {
-            self.now += Duration::from_millis(1);
-            return Some(Trouble::new(Cause::Refused, ""));
-        }
-        if self.fault("a request is not answered", 15) {
-            self.now += Duration::from_secs(10);
-            return Some(Trouble::new(Cause::Timeout, ""));
-        }
-        for (name, code) in [("401", 401), ("403", 403), ("500", 500), ("503", 503), ("410", 410)] {
-            if self.fault(name, 20) {
-                return Some(status(code));
-            }
-        }
-        if self.fault("429", 20) {
-            return Some(Trouble { retry_after: Duration::from_secs(self.rng.u64(..5)), ..status(429) });
-        }
-        let odd = [("a reset", Cause::Closed), ("an answer that is garbage", Cause::BadAnswer)];
-        odd.into_iter().find_map(|(name, cause)| self.fault(name, 20).then(|| Trouble::new(cause, "")))
-    }
-
-    fn open(&mut self, version: &str, whole: bool, lasts: Duration) -> Result<Option<LeaseEvent>, Trouble> {
-        if let Some(refusal) = self.refusal() {
-            return Err(refusal);
-        }
-        let (mut queue, mut at) = (VecDeque::new(), 0);
-        if whole {
-            if !self.server.streams {
-                return Err(status(if self.chance(500) { 422 } else { 500 }));
-            }
-            let (version, nodes) = self.list();
-            queue.extend(
-                nodes.values().map(|node| format!("{{\"type\":\"ADDED\",\"object\":{}}}", node.json).into()),
-            );
-            queue.push_back(bookmark(version, true));
-            at = version;
-        } else {
-            at = at.max(version.parse().unwrap());
-            if !self.server.remembers(at) {
-                return Err(status(410));
-            }
-        }
-        self.watch = Some(Watch { queue, at, until: self.now + lasts, bookmarked: false, dead: false });
-        self.sync.opened(self.now);
-        Ok(None)
-    }
-
-    /// What a list says: the present, or the past.
-    fn list(&mut self) -> (u64, server::Nodes) {
-        // More of them in a row are taken for a history that was set back.
-        if self.stale < READINGS - 1 && self.fault("a list from the past", 150) {
-            self.stale += 1;
-            let back = self.rng.usize(..20);
-            return self.server.some_time_ago(back);
-        }
-        self.stale = 0;
-        (self.server.version, self.server.nodes.clone())
-    }
-
-    fn page(&mut self, token: Option<&str>) -> Result<Option<LeaseEvent>, Trouble> {
-        if let Some(refusal) = self.refusal() {
-            return Err(refusal);
-        }
-        let (version, from, nodes) = match token.and_then(|token| token.split_once(':')) {
-            None => {
-                let (version, nodes) = self.list();
-                (version, 0, nodes)
-            }
-            Some((version, from)) => {
-                let version = version.parse().unwrap();
-                (version, from.parse().unwrap(), self.server.at(version).ok_or_else(|| status(410))?)
-            }
-        };
-        let items: Vec<NodeObject> =
-            nodes.values().skip(from).take(PAGE).map(|node| object(&node.json)).collect();
-        let next = (from + items.len() < nodes.len()).then(|| format!("{version}:{}", from + PAGE));
-        let metadata = PageMeta { resource_version: version.to_string(), next };
-        self.sync.page(Page { metadata, items }, self.now)
-    }
-
-    fn read(&mut self, patience: Duration) -> Result<Option<LeaseEvent>, Trouble> {
-        let Some(mut watch) = self.watch.take() else { return self.sync.ended(self.now) };
-        if !self.server.up {
-            return self.sync.ended(self.now);
-        }
-        watch.dead |= self.fault("a watch falls silent", 3);
-        if watch.dead {
-            self.now += patience;
-            self.watch = Some(watch);
-            return self.sync.silent();
-        }
-        if !self.server.remembers(watch.at) {
-            // A client that is too slow is hung up on.
-            return self.sync.ended(self.now);
-        }
-        let line = watch.queue.pop_front().or_else(|| {
-            let (version, line) = self.server.after(watch.at)?;
-            watch.at = version;
-            Some(line)
-        });
-        let Some(line) = line else { return self.wait(watch, patience) };
-        self.now += Duration::from_millis(1);
-        if let Some(failure) = self.spoil() {
-            return failure;
-        }
-        let again = self.fault("an event twice", 20).then(|| line.clone());
-        // Within a list nobody could tell it from a part of the list.
-        let old = if watch.queue.is_empty() && self.fault("an old event again", 20) {
-            let back = self.rng.usize(..10);
-            self.server.before(watch.at, back)
-        } else {
-            None
-        };
-        let mut lines = vec![line];
-        if watch.queue.is_empty()
-            && self.fault("two events change places", 20)
-            && let Some((version, next)) = self.server.after(watch.at)
-        {
-            watch.at = version;
-            lines.insert(0, next);
-        }
-        self.watch = Some(watch);
-        for line in lines.into_iter().chain(again).chain(old) {
-            match self.sync.said(event(&line), self.now) {
-                Ok(Some(news)) => self.hear(news),
-                Ok(None) => {}
-                Err(trouble) => return Err(trouble),
-            }
-        }
-        Ok(None)
-    }
-
-    fn spoil(&mut self) -> Option<Result<Option<LeaseEvent>, Trouble>> {
-        for (name, code) in [("410 within a watch", 410), ("500 within a watch", 500)] {
-            if self.fault(name, 10) {
-                return Some(Err(status(code)));
-            }
-        }
-        if self.fault("a line that is garbage", 10) {
-            return Some(Err(Trouble::new(Cause::BadAnswer, "")));
-        }
-        // A line that is cut short is none.
-        self.fault("a watch is cut", 20).then(|| self.sync.ended(self.now))
-    }
-
-    /// Nothing happens in the cluster: the next thing is a bookmark, the end that was agreed on, or our patience.
-    fn wait(&mut self, mut watch: Watch, patience: Duration) -> Result<Option<LeaseEvent>, Trouble> {
-        let due = if watch.bookmarked { watch.until } else { watch.until - Duration::from_secs(2) };
-        if due > self.now + patience {
-            self.now += patience;
-            self.watch = Some(watch);
-            return self.sync.silent();
-        }
-        self.now = self.now.max(due);
-        if watch.bookmarked {
-            return self.sync.ended(self.now);
-        }
-        watch.bookmarked = true;
-        watch.at = self.server.version;
-        let line = bookmark(self.server.version, false);
-        self.watch = Some(watch);
-        self.sync.said(event(&line), self.now)
     }
 
     fn hear(&mut self, news: LeaseEvent) {
