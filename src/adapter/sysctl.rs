@@ -39,6 +39,11 @@ fn number(setting: &str) -> Option<u32> {
     fs::read_to_string(format!("/proc/sys/{setting}")).ok()?.trim().parse().ok()
 }
 
+/// What `uname -r` says.
+pub fn kernel_release() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned())
+}
+
 /// Lets a device take no router advertisements. Done where there is no IPv6.
 pub fn ignore_ra(device: &str) -> io::Result<()> {
     match fs::write(accept_ra(device), "0") {

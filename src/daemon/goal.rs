@@ -18,6 +18,7 @@ impl State {
         let v4 = [external.addr, external.public_ip].into_iter().flatten().map(IpAddr::V4);
         let v6 = [external.addr6, external.public_ip6].into_iter().flatten().map(IpAddr::V6);
         let own: Vec<IpAddr> = v4.chain(v6).collect();
+        self.decide_checksum(&external);
         if self.external.replace(Some(external)).is_none() {
             self.vtep.set(self.vteps());
         }
@@ -65,6 +66,7 @@ impl State {
             local: ByFamily { v4: external.addr.map(IpAddr::V4), v6: external.addr6.map(IpAddr::V6) },
             networks: self.conf.networks(),
             own_prefixes: own.clone(),
+            tx_checksum: self.tx_checksum.get(),
             vtep: self.vtep.get(),
             peers,
             blackhole: self.args.ip_blackhole_route,

@@ -1,5 +1,6 @@
 //! The one wiring place: builds state and adapters, spawns the loops, and ends them in order.
 
+mod checksum;
 mod data_path;
 mod forwarding;
 mod gauges;

@@ -114,7 +114,7 @@ fn view(state: &State) -> RoutesView {
     }
     RoutesView {
         node: state.node.clone(),
-        backend: state.conf.backend.description().into(),
+        backend: state.backend_words(),
         source: state.source.clone(),
         readiness: state.health.borrow().readiness().answer().1,
         tunnel: state.tunnel_name(),

@@ -55,6 +55,8 @@ pub(super) struct State {
     pub(super) learned: Notify,
     /// The interface that carries the overlay, once it is chosen.
     pub(super) external: RefCell<Option<ExternalInterface>>,
+    /// Whether VXLAN devices leave checksums to what is below; `None` for whatever they do.
+    pub(super) tx_checksum: Cell<Option<bool>>,
     /// What the addresses of our VXLAN devices come from.
     pub(super) vtep: Cell<ByFamily<Vtep>>,
     /// The addresses that they have.
@@ -110,6 +112,7 @@ impl State {
             notices: watch::Sender::default(),
             learned: Notify::new(),
             external: RefCell::default(),
+            tx_checksum: Cell::default(),
             vtep: Cell::default(),
             vtep_macs: Cell::default(),
             in_force: RefCell::default(),

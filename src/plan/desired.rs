@@ -231,7 +231,8 @@ impl Build<'_> {
 
     fn link(&mut self, device: Device, mtu: u32, kind: LinkKind) {
         let name = self.intent.watched().name(device).to_owned();
-        self.desired.links.insert(device, LinkSpec { name, mtu, kind });
+        let tx_checksum = self.intent.tx_checksum.filter(|_| matches!(kind, LinkKind::Vxlan { .. }));
+        self.desired.links.insert(device, LinkSpec { name, mtu, kind, tx_checksum });
     }
 
     fn own_addresses(&mut self, device: impl Fn(&Prefix) -> Device) {

@@ -32,6 +32,8 @@ pub struct Intent {
     pub networks: Vec<Prefix>,
     /// The node's own pod prefixes.
     pub own_prefixes: Vec<Prefix>,
+    /// VXLAN: whether the devices leave checksums to what is below; `None` for whatever they do.
+    pub tx_checksum: Option<bool>,
     /// VXLAN: what the devices' Ethernet addresses come from.
     pub vtep: ByFamily<Vtep>,
     /// Peers that the kernel has to know; in the UDP backend it knows none.

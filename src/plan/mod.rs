@@ -5,6 +5,7 @@
 //! the same two functions at start, after a change, and when somebody else touched the kernel, so a repair is
 //! not a special case.
 
+mod checksum;
 mod desired;
 mod diff;
 pub mod firewall;
@@ -17,6 +18,7 @@ mod observed;
 mod op;
 pub mod verify;
 
+pub use checksum::broken_offload;
 #[cfg(test)]
 pub(crate) use desired::tests::intent as sample_intent;
 pub use desired::{Desired, PlanError, desired};

@@ -91,6 +91,7 @@ fn set(state: &mut Observed, device: Device, change: LinkChange) {
         }
         LinkChange::Learning(on) => vxlan.expect("no VXLAN").learning = on,
         LinkChange::Alias => link.alias = Some(ALIAS.into()),
+        LinkChange::TxChecksum(on) => link.tx_checksum = Some(on),
         LinkChange::IgnoreRa => link.accepts_ra = Some(false),
         LinkChange::Up => link.up = true,
     }

@@ -34,6 +34,8 @@ pub struct LinkSpec {
     pub mtu: u32,
     /// What it is.
     pub kind: LinkKind,
+    /// Whether checksums of what it sends are left to what is below; `None` for whatever it does.
+    pub tx_checksum: Option<bool>,
 }
 
 /// What a device of ours is.
@@ -89,6 +91,8 @@ pub struct LinkState {
     pub vxlan: Option<Vxlan>,
     /// Its alias, by which devices of an earlier backend of ours are known.
     pub alias: Option<String>,
+    /// Leaves checksums of what it sends to what is below; `None` when it does not say.
+    pub tx_checksum: Option<bool>,
     /// Takes router advertisements (`accept_ra`); `None` where there is no IPv6.
     pub accepts_ra: Option<bool>,
 }

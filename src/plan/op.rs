@@ -125,6 +125,8 @@ pub enum LinkChange {
     Learning(bool),
     /// Mark the device as ours.
     Alias,
+    /// Leave checksums of what is sent to what is below, or not.
+    TxChecksum(bool),
     /// Take no router advertisements.
     IgnoreRa,
     /// Set it up.
@@ -266,6 +268,9 @@ impl LinkChange {
             }
             Self::Learning(on) => format!("set learning of {link} {}", if *on { "on" } else { "off" }),
             Self::Alias => format!("mark {link} as ours"),
+            Self::TxChecksum(on) => {
+                format!("set checksum offload of {link} {}", if *on { "on" } else { "off" })
+            }
             Self::IgnoreRa => format!("set net.ipv6.conf.{link}.accept_ra to 0"),
             Self::Up => format!("set {link} up"),
         }

@@ -108,6 +108,7 @@ fn set_link(dev: &str, change: &LinkChange, watched: &Watched) -> String {
             format!("ip link set {dev} type vxlan {}", if *on { "learning" } else { "nolearning" })
         }
         LinkChange::Alias => format!("ip link set {dev} alias '{}'", watched.alias),
+        LinkChange::TxChecksum(on) => format!("ethtool -K {dev} tx {}", if *on { "on" } else { "off" }),
         LinkChange::IgnoreRa => format!("sysctl -w net.ipv6.conf.{}.accept_ra=0", dev.replace('.', "/")),
         LinkChange::Up => format!("ip link set {dev} up"),
     }

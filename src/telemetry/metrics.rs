@@ -52,6 +52,8 @@ pub struct Metrics {
     pub kernel_writes: IntCounter,
     /// Steps toward the kernel that failed.
     pub kernel_errors: IntCounter,
+    /// Checksum offload of the tunnel is switched off.
+    pub checksum_offload_off: IntGauge,
     /// MTU of the tunnel.
     pub tunnel_mtu: IntGauge,
     /// Datagrams that the socket's receive buffer had no room for.
@@ -159,6 +161,10 @@ impl Metrics {
                 "loden_kernel_errors_total",
                 "Steps toward the kernel that failed",
             )?,
+            checksum_offload_off: IntGauge::new(
+                "loden_checksum_offload_disabled",
+                "1 while checksum offload of the kernel's tunnel device is kept switched off",
+            )?,
             tunnel_mtu: IntGauge::new(
                 "loden_tunnel_mtu_bytes",
                 "Largest packet that a pod may send through the tunnel",
@@ -199,6 +205,7 @@ impl Metrics {
         registry.register(Box::new(metrics.kernel_pass.clone()))?;
         registry.register(Box::new(metrics.kernel_writes.clone()))?;
         registry.register(Box::new(metrics.kernel_errors.clone()))?;
+        registry.register(Box::new(metrics.checksum_offload_off.clone()))?;
         registry.register(Box::new(metrics.tunnel_mtu.clone()))?;
         registry.register(Box::new(metrics.socket_overflows.clone()))?;
         registry.register(Box::new(metrics.tunnel_overflows.clone()))?;

@@ -7,7 +7,7 @@ use rtnetlink::packet_route::AddressFamily;
 
 use super::read::{self, Indices};
 use super::socket::Rtnl;
-use crate::adapter::sysctl;
+use crate::adapter::{ethtool, sysctl};
 use crate::plan::{Device, LinkState, Observed, Watched};
 
 /// Looks at devices, and at what is on them. `held` is the index of the TUN device that this process holds, where it
@@ -46,6 +46,7 @@ async fn links(
         };
         if let Some(state) = &mut state {
             state.accepts_ra = sysctl::accepts_ra(name);
+            state.tx_checksum = ethtool::tx_checksum(name);
         }
         observed.links.extend(state.map(|state| (*device, state)));
     }

@@ -24,8 +24,8 @@ use self::read::Indices;
 use self::socket::Rtnl;
 pub use self::vxlan::{kernel_has_vxlan, remove_vxlan};
 use super::firewall::Firewall;
-use super::sysctl;
 use super::tun::{TunDevice, TunOptions};
+use super::{ethtool, sysctl};
 use crate::plan::{Device, LinkChange, LinkKind, LinkSpec, Observed, Op, Watched};
 use crate::ports::{Kernel, KernelError};
 
@@ -99,6 +99,13 @@ impl LinuxKernel {
         match op {
             Op::CreateLink { device, spec } if matches!(spec.kind, LinkKind::Tun { .. }) => {
                 Some(self.open_tunnel(*device, spec))
+            }
+            Op::SetLink { device, change: LinkChange::TxChecksum(on) } => {
+                Some(ethtool::set_tx_checksum(watched.name(*device), *on).map_err(|cause| KernelError {
+                    doing: op.describe(watched),
+                    cause: cause.to_string(),
+                    remedy: None,
+                }))
             }
             Op::SetLink { device, change: LinkChange::IgnoreRa } => {
                 Some(sysctl::ignore_ra(watched.name(*device)).map_err(|cause| KernelError {

@@ -118,7 +118,7 @@ fn change_link(index: u32, change: LinkChange, alias: &str) -> Option<LinkMessag
             link.header.change_mask = LinkFlags::Up;
             return Some(link);
         }
-        LinkChange::IgnoreRa => return None,
+        LinkChange::TxChecksum(_) | LinkChange::IgnoreRa => return None,
     };
     link.attributes.push(attribute);
     Some(link)

@@ -39,6 +39,20 @@ pub struct VxlanConf {
     pub direct_routing: bool,
     /// `Mode`: where the encapsulation is done. Not in flannel.
     pub mode: VxlanMode,
+    /// `ChecksumOffload`: whether the kernel's device leaves checksums to what is below. Not in flannel.
+    pub checksum_offload: ChecksumOffload,
+}
+
+/// Whether a VXLAN device leaves checksums of what it sends to what is below it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ChecksumOffload {
+    /// As the kernel has it, but not where that is known to be broken.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Where VXLAN is done.
@@ -110,8 +124,19 @@ const NOT_BUILT: &[&str] = &["wireguard", "ipip", "ipsec", "extension", "alloc",
 
 const UDP_KEYS: &[&str] = &["Type", "Port"];
 // Name and MacPrefix are for Windows nodes, which share the file.
-const VXLAN_KEYS: &[&str] =
-    &["Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting", "Mode", "Name", "MacPrefix"];
+const VXLAN_KEYS: &[&str] = &[
+    "Type",
+    "VNI",
+    "Port",
+    "MTU",
+    "GBP",
+    "Learning",
+    "DirectRouting",
+    "Mode",
+    "ChecksumOffload",
+    "Name",
+    "MacPrefix",
+];
 const HOST_GW_KEYS: &[&str] = &["Type", "Name", "DNSServerList"];
 
 impl BackendConf {
@@ -277,6 +302,7 @@ fn vxlan(object: &Object<'_>, ipv6: bool) -> Result<VxlanConf, NetConfError> {
         learning: object.boolean("Learning")?.unwrap_or(false),
         direct_routing: object.boolean("DirectRouting")?.unwrap_or(false),
         mode: mode(object)?,
+        checksum_offload: checksum_offload(object)?,
     })
 }
 
@@ -287,6 +313,17 @@ fn mode(object: &Object<'_>) -> Result<VxlanMode, NetConfError> {
         "kernel" => Ok(VxlanMode::Kernel),
         "userspace" => Ok(VxlanMode::Userspace),
         _ => Err(object.wrong_type("Mode", expected)),
+    }
+}
+
+fn checksum_offload(object: &Object<'_>) -> Result<ChecksumOffload, NetConfError> {
+    let expected = r#""auto", "on" or "off""#;
+    let Some(value) = object.string("ChecksumOffload", expected)? else { return Ok(ChecksumOffload::Auto) };
+    match value.to_ascii_lowercase().as_str() {
+        "auto" => Ok(ChecksumOffload::Auto),
+        "on" => Ok(ChecksumOffload::On),
+        "off" => Ok(ChecksumOffload::Off),
+        _ => Err(object.wrong_type("ChecksumOffload", expected)),
     }
 }
 
@@ -307,6 +344,7 @@ mod tests {
             learning: false,
             direct_routing: false,
             mode: VxlanMode::Auto,
+            checksum_offload: ChecksumOffload::Auto,
         })
     }
 

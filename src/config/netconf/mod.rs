@@ -13,7 +13,7 @@ mod tests;
 
 use encap::{Prefix, SourceCheck};
 
-pub use backend::{BackendConf, InterfaceMismatch, TunnelMtuError, VxlanConf, VxlanMode};
+pub use backend::{BackendConf, ChecksumOffload, InterfaceMismatch, TunnelMtuError, VxlanConf, VxlanMode};
 pub use error::{NetConfError, Warning};
 use json::Json;
 use object::Object;

@@ -93,12 +93,13 @@ fn vxlan_has_flannels_keys_and_defaults() {
         learning: false,
         direct_routing: false,
         mode: VxlanMode::Auto,
+        checksum_offload: ChecksumOffload::Auto,
     };
     assert_eq!(backend(""), default);
     assert_eq!(backend(r#", "Port": 0, "MTU": null, "MacPrefix": "0E-2A", "Name": "flannel.1""#), default);
     assert_eq!(
         backend(
-            r#", "vni": 4096, "port": 4789, "mtu": 1400, "gbp": true, "learning": true, "directrouting": true, "mode": "Kernel""#
+            r#", "vni": 4096, "port": 4789, "mtu": 1400, "gbp": true, "learning": true, "directrouting": true, "mode": "Kernel", "checksumoffload": "Off""#
         ),
         VxlanConf {
             vni: encap::Vni::new(4096).unwrap(),
@@ -108,6 +109,7 @@ fn vxlan_has_flannels_keys_and_defaults() {
             learning: true,
             direct_routing: true,
             mode: VxlanMode::Kernel,
+            checksum_offload: ChecksumOffload::Off,
         }
     );
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use encap::Vni;
 
 use super::*;
-use crate::config::netconf::VxlanMode;
+use crate::config::netconf::{ChecksumOffload, VxlanMode};
 use crate::lease::{ByFamily, LodenCaps};
 use crate::plan::firewall::Manager;
 use crate::plan::{LinkState, Vtep};
@@ -22,6 +22,7 @@ pub(crate) fn intent() -> Intent {
         },
         networks: vec!["10.244.0.0/16".parse().unwrap()],
         own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
+        tx_checksum: None,
         vtep: ByFamily::of(|_| Vtep { published: None, derived: mac(1) }),
         peers: Vec::new(),
         blackhole: false,
@@ -38,6 +39,7 @@ fn vxlan(direct_routing: bool) -> Intent {
         learning: false,
         direct_routing,
         mode: VxlanMode::Auto,
+        checksum_offload: ChecksumOffload::Auto,
     };
     let peers = vec![peer(2, "192.168.77.2", None), peer(3, "192.168.99.3", Some(1400))];
     Intent { backend: BackendConf::Vxlan(conf), peers, ..intent() }

@@ -160,7 +160,7 @@ impl Plan<'_> {
 
 /// What a device is like when it has just been made; comparing with that makes one pass enough.
 pub(super) fn state_when_made(kind: &LinkKind, mtu: u32) -> LinkState {
-    let made = LinkState { accepts_ra: Some(true), ..LinkState::default() };
+    let made = LinkState { accepts_ra: Some(true), tx_checksum: Some(true), ..LinkState::default() };
     match *kind {
         LinkKind::Tun { .. } => made,
         LinkKind::Vxlan { mac, vxlan } => LinkState { mtu, mac: Some(mac), vxlan: Some(vxlan), ..made },
@@ -193,6 +193,11 @@ fn changes(want: &LinkSpec, have: &LinkState, alias: &str) -> Vec<LinkChange> {
     }
     if have.mtu != want.mtu {
         changes.push(LinkChange::Mtu(want.mtu));
+    }
+    if let (Some(on), Some(there)) = (want.tx_checksum, have.tx_checksum)
+        && on != there
+    {
+        changes.push(LinkChange::TxChecksum(on));
     }
     if have.accepts_ra == Some(true) {
         changes.push(LinkChange::IgnoreRa);

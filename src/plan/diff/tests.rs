@@ -50,6 +50,7 @@ fn want(peers: &BTreeMap<u8, (u8, bool)>) -> Desired {
                 name: "flannel.1".into(),
                 mtu: 1450,
                 kind: LinkKind::Vxlan { mac: mac(1), vxlan: vxlan() },
+                tx_checksum: None,
             },
         )]),
         alias: crate::plan::model::ALIAS.into(),
