@@ -102,6 +102,7 @@ fn forgotten(kube: &mut Kube, notes: &Notes) -> Result<()> {
     let node = kube.cluster.node("n1")?;
     node.wait_lease(&deleted)?;
     let expired = restarts(kube, "expired")?;
+    let before = reads(kube)?.len();
     let unseen = cut(kube, 141)?;
     kube.server.delete_node(&deleted)?;
     let added = kube.create(142)?;
@@ -111,6 +112,8 @@ fn forgotten(kube: &mut Kube, notes: &Notes) -> Result<()> {
     node.wait_lease(&unseen)?;
     ensure!(node.route(&deleted)?.is_none(), "what was deleted meanwhile is still there");
     ensure!(restarts(kube, "expired")? > expired, "the server remembered");
+    let lists = reads(kube)?[before..].iter().filter(|request| whole(request) && request.code == 200).count();
+    ensure!(lists <= 2, "two daemons read everything {lists} times");
     kube.wait_body(&["flanneld is ready"])?;
     kube.server.delete_node(&added)?;
     kube.server.delete_node(&unseen)?;
