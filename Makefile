@@ -11,11 +11,11 @@ BUILD = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 SUDO = $(shell [ "$$(id -u)" = 0 ] || { unshare -Urn true && [ -w /dev/net/tun ]; } 2>/dev/null || command -v sudo)
 # What programs of the lab need to know; sudo lets nothing through by itself.
 LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CACHE_HOME),$(HOME)/.cache) \
-  $(foreach name,KUBEBUILDER_ASSETS LODEN_ETCD34 DEMO_SOURCE BACKEND,$(if $($(name)),$(name)=$($(name))))
+  $(foreach name,KUBEBUILDER_ASSETS LODEN_ETCD34 DEMO_SOURCE BACKEND SOAK_MINUTES,$(if $($(name)),$(name)=$($(name))))
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup machinery demo scale cluster-machinery cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench cover image install cleanup clean
+.PHONY: help setup machinery demo scale cluster-machinery cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-net soak cover image install cleanup clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,16 @@ lint: ## formatting, clippy and documentation, warnings are errors
 
 bench: setup ## nanoseconds per packet and per lookup
 	$(CARGO) bench -p loden
+
+bench-net: setup ## real daemons beside kernel VXLAN and no overlay: a table, JSON and SVG in target/bench-net; QUICK=1 takes two minutes
+	$(CARGO) build --release -p loden --bin flanneld -p integration --bin bench-net
+	@$(SUDO) env FLANNELD_BIN=$(abspath $(TARGET)/release/flanneld) $(TARGET)/release/bench-net $(if $(QUICK),--quick) --out $(TARGET)/bench-net $(BENCH_NET)
+
+soak: PROFILE = release
+soak: SOAK_MINUTES = $(or $(MINUTES),10)
+soak: setup ## ten minutes of bulk, bursts and small packets over offloads: memory flat, counters consistent; MINUTES=1 for less
+	$(CARGO) build --release -p loden --bin flanneld
+	$(LAB_ENV) $(CARGO) test -p integration --test offload $(AS_ROOT) -- soak
 
 cover: setup ## line coverage of the tests that need no network, as HTML
 	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || { echo 'cover needs cargo-llvm-cov: cargo install cargo-llvm-cov'; exit 1; }

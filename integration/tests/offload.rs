@@ -1,12 +1,15 @@
 //! Correct whatever is offloaded: every size, every combination of what two nodes do, and a kernel that lacks things.
 
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use integration::probe::bulk::{self, End};
-use integration::probe::icmp;
+use integration::probe::bulk::{self, End, Stream};
 use integration::probe::sequence::{checksum_errors, in_order, segmented};
+use integration::probe::{icmp, load};
 use integration::suite::{Notes, Setup, Suite};
 use integration::topology::{Cluster, Wire};
 use integration::wait;
@@ -24,6 +27,8 @@ fn main() -> ExitCode {
         .check("each rung of the ladder does without what is switched off, and says so", rungs)
         .check("no kernel counts a wrong checksum", checksums)
         .check("what goes in comes out or is counted", accounts)
+        .check("half of what the path carries is carried without a loss", half)
+        .check("a soak of bulk and bursts: memory stays flat, counters agree", soak)
         .main()
 }
 
@@ -188,4 +193,69 @@ fn accounts(lab: &mut Lab, _: &Notes) -> Result<()> {
             && sum(&n1, "loden_bytes_total", "tx") == sum(&n2, "loden_bytes_total", "rx"))
     })?;
     Ok(())
+}
+
+/// Datagrams at half the rate that was found to arrive.
+fn half(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    let [a, b] = ends(&lab.cluster)?;
+    for size in [64, 1400] {
+        let most = load::blast(a, b, size, Duration::from_millis(500))?;
+        let paced = load::paced(a, b, size, most.arrived / 2.0, Duration::from_secs(2))?;
+        ensure!(paced.lost() == 0, "{} of {} lost at {:.0} per second", paced.lost(), paced.sent, paced.rate);
+        notes.add(format!(
+            "{size} bytes: {:.0} per second arrive at most, and all of {} at {:.0}",
+            most.arrived, paced.sent, paced.rate
+        ));
+    }
+    Ok(())
+}
+
+/// `SOAK_MINUTES` of everything at once; a few seconds unless told.
+fn soak(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    let minutes: Option<f64> = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok());
+    let length = Duration::from_secs_f64(minutes.map_or(4.0, |minutes| minutes * 60.0));
+    let [a, b] = ends(&lab.cluster)?;
+    let resident = || -> Result<u64> {
+        let sizes = lab.cluster.nodes().iter().map(|node| node.daemon()?.resident());
+        Ok(sizes.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default())
+    };
+    let streams = [Stream::start(a, b)?, Stream::start(b, a)?];
+    let (start, mut settled, mut rounds) = (Instant::now(), None, 0);
+    while start.elapsed() < length {
+        for size in [64, 512, 1400, 3000] {
+            load::blast(a, b, size, Duration::from_millis(200))?;
+            load::blast(b, a, size, Duration::from_millis(200))?;
+        }
+        in_order_eventually(a, b)?;
+        rounds += 1;
+        // What the first round of everything touches is the memory that there is.
+        if settled.is_none() {
+            settled = Some(resident()?);
+        }
+    }
+    let bytes: u64 = streams.into_iter().map(Stream::stop).sum::<Result<u64>>()?;
+    let (before, after) = (settled.context("not one round")?, resident()?);
+    notes.add(format!(
+        "{rounds} rounds, {} MB of bulk, {} KiB then {} KiB resident",
+        bytes >> 20,
+        before >> 10,
+        after >> 10
+    ));
+    ensure!(after <= before + (4 << 20), "memory grew from {before} to {after} bytes");
+    for node in lab.cluster.nodes() {
+        wait::until_true(&format!("the counters of {} add up", node.name()), || {
+            let metrics = node.daemon()?.metrics()?;
+            Ok(["tx", "rx"].into_iter().all(|direction| {
+                let sum = |name| metrics.sum(name, &[("direction", direction)]);
+                sum("loden_batch_packets_sum") == sum("loden_packets_total") + sum("loden_drops_total")
+            }))
+        })?;
+    }
+    Ok(())
+}
+
+/// Beside bulk a datagram may be lost on the way, but none may come late or changed.
+fn in_order_eventually(from: End<'_>, to: End<'_>) -> Result<()> {
+    wait::until_true("datagrams in order beside bulk", || Ok(in_order(from, to, &random_sizes(60)).is_ok()))
+        .map(drop)
 }

@@ -30,15 +30,7 @@ pub struct Blast {
 /// # Errors
 /// When a socket fails.
 pub fn blast(from: End<'_>, to: End<'_>, size: usize, length: Duration) -> Result<Blast> {
-    let receiver = to.ns.run(|| Ok(UdpSocket::bind((to.ip, 0))?))?;
-    // Losses are to be those of the path, not of the receiver's buffer.
-    if setsockopt(&receiver, sockopt::RcvBufForce, &(16 << 20)).is_err() {
-        SockRef::from(&receiver).set_recv_buffer_size(16 << 20)?;
-    }
-    receiver.set_read_timeout(Some(Duration::from_millis(200)))?;
-    let address = receiver.local_addr()?;
-    let sender = from.ns.run(|| Ok(UdpSocket::bind((from.ip, 0))?))?;
-    sender.connect(address)?;
+    let (receiver, sender) = sockets(from, to)?;
     let sending = Arc::new(AtomicBool::new(true));
     let counting = {
         let sending = Arc::clone(&sending);
@@ -73,6 +65,73 @@ pub fn blast(from: End<'_>, to: End<'_>, size: usize, length: Duration) -> Resul
     let arrived = counting.join().map_err(|_| anyhow!("the receiver panicked"))??;
     ensure!(arrived > 0, "not one datagram of {sent} arrived");
     Ok(Blast { sent: sent as f64 / took, arrived: arrived as f64 / took })
+}
+
+/// Datagrams that were sent at a pace.
+#[derive(Debug, Clone, Copy)]
+pub struct Paced {
+    /// How many were sent.
+    pub sent: u64,
+    /// How many arrived.
+    pub arrived: u64,
+    /// Sent per second.
+    pub rate: f64,
+}
+
+impl Paced {
+    /// How many did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.arrived)
+    }
+}
+
+/// Sends datagrams of `size` bytes at `rate` per second for `length`, each numbered, and counts those that arrive.
+///
+/// # Errors
+/// When a socket fails, or one arrives out of order.
+pub fn paced(from: End<'_>, to: End<'_>, size: usize, rate: f64, length: Duration) -> Result<Paced> {
+    let (receiver, sender) = sockets(from, to)?;
+    let counting = thread::spawn(move || -> Result<u64> {
+        let (mut arrived, mut next, mut buffer) = (0, 0, vec![0; 65_536]);
+        // Nothing for as long as the timeout: everything that is to come has come.
+        while let Ok(length) = receiver.recv(&mut buffer) {
+            let number: [u8; 8] =
+                buffer[..length].first_chunk().copied().context("too short for a number")?;
+            let number = u64::from_be_bytes(number);
+            ensure!(number >= next, "number {number} came after {}", next - 1);
+            (arrived, next) = (arrived + 1, number + 1);
+        }
+        Ok(arrived)
+    });
+    let (start, mut sent, mut payload) = (Instant::now(), 0_u64, vec![0; size.max(8)]);
+    while start.elapsed() < length {
+        let due = (start.elapsed().as_secs_f64() * rate) as u64;
+        while sent < due {
+            payload[..8].copy_from_slice(&sent.to_be_bytes());
+            sender.send(&payload).context("send")?;
+            sent += 1;
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+    let rate = sent as f64 / start.elapsed().as_secs_f64();
+    let arrived = counting.join().map_err(|_| anyhow!("the receiver panicked"))??;
+    Ok(Paced { sent, arrived, rate })
+}
+
+fn sockets(from: End<'_>, to: End<'_>) -> Result<(UdpSocket, UdpSocket)> {
+    let receiver = to.ns.run(|| Ok(UdpSocket::bind((to.ip, 0))?))?;
+    // Losses are to be those of the path, not of the receiver's buffer.
+    if setsockopt(&receiver, sockopt::RcvBufForce, &(16 << 20)).is_err() {
+        SockRef::from(&receiver).set_recv_buffer_size(16 << 20)?;
+    }
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let address = receiver.local_addr()?;
+    let sender = from.ns.run(|| {
+        let sender = UdpSocket::bind((from.ip, 0))?;
+        sender.connect(address)?;
+        Ok(sender)
+    })?;
+    Ok((receiver, sender))
 }
 
 /// Answers every byte, connection by connection. Dropping it ends it.
