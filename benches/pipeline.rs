@@ -132,7 +132,7 @@ fn kernel(criterion: &mut Criterion) {
     let socket = OuterSocket::bind(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT).expect("a socket");
     socket.enlarge_buffers().expect("buffers");
     let sink = UdpSocket::bind(SocketAddr::from((PEER, PORT))).expect("a sink");
-    let wake = Arc::new(WakeFd::new().expect("an eventfd"));
+    let wake = Arc::new(WakeFd::new(Duration::ZERO).expect("an eventfd"));
     let DeviceIo::Plain(mut tun) = tunnel.io(&wake) else { panic!("offloads that nobody asked for") };
     let mut udp = socket.io(&wake, BATCH);
     let running = shared.clone();

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use encap::Framing;
@@ -32,6 +32,7 @@ pub(super) struct DataPath {
     endpoint: Endpoint,
     socket: OuterSocket,
     other: Option<OuterSocket>,
+    spin: Duration,
     running: Option<Running>,
     exits: mpsc::UnboundedSender<Exit>,
 }
@@ -57,11 +58,12 @@ impl DataPath {
         shared: Arc<Shared>,
         endpoint: Endpoint,
         framing: Framing,
+        spin: Duration,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Exit>)> {
         let socket = bind(endpoint.address, endpoint.port)?;
         let other = endpoint.other.map(|address| bind(address, endpoint.port)).transpose()?;
         let (exits, receiver) = mpsc::unbounded_channel();
-        Ok((Self { shared, framing, endpoint, socket, other, running: None, exits }, receiver))
+        Ok((Self { shared, framing, endpoint, socket, other, spin, running: None, exits }, receiver))
     }
 
     /// Takes datagrams at `endpoint` from now on.
@@ -93,7 +95,7 @@ impl DataPath {
     pub(super) fn start(&mut self, device: &TunDevice) -> Result<()> {
         self.stop();
         self.shared.resume();
-        let wake = Arc::new(WakeFd::new()?);
+        let wake = Arc::new(WakeFd::new(self.spin)?);
         self.set_offloads(device);
         let framing = self.framing;
         let udp = || UdpIo::new(self.socket.clone(), self.other.clone(), &wake, BATCH);

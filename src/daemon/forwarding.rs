@@ -87,7 +87,8 @@ impl Forwarding {
                 info!(name, "the kernel's VXLAN device made way for ours");
             }
         }
-        let (mut data_path, exits) = DataPath::bind(state.shared.clone(), tunnel.endpoint, tunnel.framing)?;
+        let (mut data_path, exits) =
+            DataPath::bind(state.shared.clone(), tunnel.endpoint, tunnel.framing, state.conf.spin)?;
         let options = TunOptions { offloads: state.offloads, frames: tunnel.framing != Framing::Plain };
         let device = TunDevice::open(&tunnel.device, options)?;
         data_path.start(&device)?;

@@ -11,6 +11,8 @@ mod object;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use encap::{Prefix, SourceCheck};
 
 pub use backend::{BackendConf, ChecksumOffload, InterfaceMismatch, TunnelMtuError, VxlanConf, VxlanMode};
@@ -31,9 +33,14 @@ pub struct NetConf {
     pub source_check: SourceCheck,
     /// `Offload`: whether the data path may use the kernel's offloads. Not in flannel.
     pub offload: bool,
+    /// `Spin`, in microseconds: how long a data-path thread with nothing to do looks before it sleeps. Not in flannel.
+    pub spin: Duration,
     /// `Backend`: how packets get from node to node.
     pub backend: BackendConf,
 }
+
+/// A thread that stays awake for longer than this would hardly ever sleep.
+const MAX_SPIN_MICROS: u64 = 1000;
 
 /// Largest file that is read; a real one has some hundred bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -52,6 +59,7 @@ const KEYS: &[&str] = &[
     "IPv6SubnetMax",
     "SourceCheck",
     "Offload",
+    "Spin",
     "Backend",
 ];
 
@@ -86,6 +94,7 @@ impl NetConf {
             enable_nftables: root.boolean("EnableNFTables")?.unwrap_or(false),
             source_check: source_check(&root)?,
             offload: offload(&root)?,
+            spin: Duration::from_micros(root.integer("Spin", 0..=MAX_SPIN_MICROS)?.unwrap_or(0)),
             backend,
         };
         Ok((conf, warnings))
