@@ -77,7 +77,8 @@ impl LeaseIndex {
     }
 
     /// Says which addresses are this node's. A peer that claims one of them is refused from now on, as packets for it
-    /// would come back to us, and so is one whose address is of a family that we have none of.
+    /// would come back to us, and so is one whose address is of a family that we have none of. The UDP backend sends
+    /// from one address, which comes first.
     pub fn set_own_addresses(&mut self, addresses: &[IpAddr]) -> Change {
         let addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
         if addresses == self.own_addresses {
@@ -104,7 +105,8 @@ impl LeaseIndex {
         if own.contains(&ip) {
             return Some(Reason::OwnAddress);
         }
-        let common = own.is_empty() || own.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+        let from = if self.config.backend.pairs_families() { own.len() } else { 1 };
+        let common = own.is_empty() || own.iter().take(from).any(|own| own.is_ipv4() == ip.is_ipv4());
         (!common).then_some(Reason::NoCommonFamily)
     }
 

@@ -247,6 +247,11 @@ fn over_udp_both_families_go_to_one_address() {
     assert_eq!(lease.caps, Some(LodenCaps { mtu: 1400, ipv6: true, ..LodenCaps::default() }));
     index.apply(facts("127.0.0.1"));
     assert_eq!(reasons(&index.snapshot()), [("a", "unusable_address", true)]);
+    // We have one address too, and it is IPv4's.
+    index.set_own_addresses(&["192.168.77.1".parse().unwrap(), "fd77::1".parse().unwrap()]);
+    index.apply(node("c", "10.244.9.0/24", "fd77::9"));
+    assert_eq!(reasons(&index.snapshot())[1], ("c", "no_common_family", false));
+    index.delete("c");
     index.apply(NodeFacts {
         name: "b".into(),
         pod_cidrs: vec!["10.244.3.0/24".into()],
