@@ -12,14 +12,16 @@ use integration::netns::Netns;
 use integration::nodes_file::NodeManifest;
 use integration::probe::bulk::{self, End};
 use integration::probe::capture::Capture;
+use integration::probe::http;
 use integration::probe::icmp;
 use integration::probe::packet;
 use integration::probe::reach::{self, Source};
 use integration::probe::udp::{self, Sink};
 use integration::suite::{Notes, Setup, Suite};
-use integration::topology::{Cluster, NETWORK, Pod, Wire};
+use integration::topology::{Cluster, Families, NETWORK, Pod, Wire};
 use integration::wait;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const PORT: u16 = 8472;
 /// Where the pod listens that gets what is let in.
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         .check("what is spoofed, foreign or no packet is dropped for its reason", refused)
         .check("kill -9 and a start: everything as before", restart)
         .check("user space, kernel and user space again, with one address", switch)
+        .check("both families and IPv6 alone, each over the nodes' addresses of that family", families)
         .check("on a wire that cuts segments, and without offloads", cut_wire)
         .main()
 }
@@ -99,8 +102,10 @@ impl ByHand {
 /// Starts the daemon of a node with a mode of its own.
 fn start(cluster: &mut Cluster, name: &str, mode: &str, environment: Option<(&str, &str)>) -> Result<()> {
     let file: PathBuf = cluster.node(name)?.dir().join("net-conf.json");
-    let backend = format!(r#"{{"Type": "vxlan", "Mode": "{mode}"}}"#);
-    std::fs::write(&file, format!(r#"{{"Network": "{NETWORK}", "Backend": {backend}}}"#))?;
+    let everybodys = std::fs::read_to_string(cluster.dir().join("net-conf.json"))?;
+    let mut conf: Value = serde_json::from_str(&everybodys)?;
+    conf["Backend"]["Mode"] = mode.into();
+    std::fs::write(&file, conf.to_string())?;
     let mut launch = cluster.launch(name)?.set("--net-config-path", &file);
     if let Some((key, value)) = environment {
         launch = launch.env(key, value);
@@ -360,6 +365,43 @@ fn switch(lab: &mut Lab, _: &Notes) -> Result<()> {
         ensure!((routes.lines().count() == 1) == (mode == "userspace"), "{routes}");
         wait::until_true("everybody reaches everybody", || lab.connected().map(|()| true))?;
         made_by_hand(lab, &Notes::default())?;
+    }
+    Ok(())
+}
+
+fn families(_: &mut Lab, notes: &Notes) -> Result<()> {
+    for (families, device, mtu) in [(Families::Dual, "flannel.1", 1430), (Families::V6, "flannel-v6.1", 1430)]
+    {
+        let backend = r#"{"Type": "vxlan"}"#;
+        let mut cluster = Cluster::builder().pods_per_node(1).families(families).backend(backend).build()?;
+        for (name, mode) in MODES {
+            start(&mut cluster, name, mode, None)?;
+        }
+        cluster.attach_pods()?;
+        let node = cluster.node("n1")?;
+        let link = node.link(device)?.with_context(|| format!("no {device}"))?;
+        ensure!(link.contains("tun type tun") && link.contains(&format!("mtu {mtu}")), "{link}");
+        let wire = Capture::open(node.ns(), "eth0")?;
+        for (from, to) in reach::pairs(&cluster) {
+            reach::check(from, to)
+                .with_context(|| format!("{families:?}: {} to {}", from.name(), to.name()))?;
+        }
+        for (from, to) in reach::pairs(&cluster).filter(|(from, to)| from.is_remote(to)) {
+            let body: Vec<u8> = (0..1_000_000u32).map(|n| (n / 7) as u8).collect();
+            for at in to.ips() {
+                icmp::ping(from.ns(), at, mtu)?;
+                udp::echo(from.ns(), at, 2000)?;
+                ensure!(
+                    http::echo(from.ns(), at, &body)? == body,
+                    "{families:?}: changed on the way to {at}"
+                );
+            }
+        }
+        // What was for IPv4 pods went over IPv4, and nothing else did.
+        let over_v4 =
+            wire.datagrams(PORT)?.iter().filter(|outer| outer.payload.get(20..22) != Some(&[8, 0])).count();
+        ensure!(over_v4 == 0, "{over_v4} datagrams over IPv4 did not carry IPv4");
+        notes.add(format!("{families:?}: {} pairs", reach::pairs(&cluster).count()));
     }
     Ok(())
 }
