@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use integration::apiserver::Options;
+use integration::fixture::Kube;
+use integration::kube_feed::key;
 use integration::metrics::Metrics;
 use integration::netns::Netns;
 use integration::nodes_file::NodeManifest;
@@ -44,6 +47,10 @@ fn main() -> ExitCode {
         .check("kill -9 and a start: everything as before", restart)
         .check("user space, kernel and user space again, with one address", switch)
         .check("both families and IPv6 alone, each over the nodes' addresses of that family", families)
+        .check(
+            "its addresses are published, and are the same after a switch to the kernel and back",
+            published,
+        )
         .check("on a wire that cuts segments, and without offloads", cut_wire)
         .main()
 }
@@ -404,6 +411,39 @@ fn families(_: &mut Lab, notes: &Notes) -> Result<()> {
         notes.add(format!("{families:?}: {} pairs", reach::pairs(&cluster).count()));
     }
     Ok(())
+}
+
+/// Nobody has said what the address is to be: each daemon derives one and publishes it, and peers find each other by it.
+fn published(_: &mut Lab, _: &Notes) -> Result<()> {
+    let backend = r#"{"Type": "vxlan", "Mode": "userspace"}"#;
+    let mut kube = Kube::with(
+        Options::default(),
+        |builder| builder.backend(backend),
+        |_, server| {
+            ["n1", "n2"]
+                .iter()
+                .try_for_each(|node| server.annotate_node(node, &key("backend-data"), None).map(drop))
+        },
+    )?;
+    let data = |kube: &Kube| -> Result<String> {
+        let annotations = kube.server.node("n1")?.metadata.annotations.unwrap_or_default();
+        annotations.get(&key("backend-data")).cloned().context("no backend-data")
+    };
+    let first = data(&kube)?;
+    ensure!(first.starts_with(r#"{"VNI":1,"VtepMAC":""#), "{first}");
+    let connected = |kube: &Kube| {
+        wait::until_true("everybody reaches everybody", || {
+            reach::pairs(&kube.cluster).try_for_each(|(from, to)| reach::check(from, to)).map(|()| true)
+        })
+    };
+    connected(&kube)?;
+    for mode in ["kernel", "userspace"] {
+        kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
+        start(&mut kube.cluster, "n1", mode, None)?;
+        connected(&kube)?;
+        ensure!(data(&kube)? == first, "{mode}: {} after {first}", data(&kube)?);
+    }
+    kube.n1()?.flanneld(&["verify"])?.run().map(drop)
 }
 
 /// As with network cards that offload nothing: many datagrams per receive, whole packets, finished checksums. And with
