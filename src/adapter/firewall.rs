@@ -255,6 +255,12 @@ impl Firewall {
 
     async fn install_guard(&mut self, guard: &Guard) -> Result<(), Failure> {
         self.load_guard(guard, &guard.script()).await?;
+        if guard.check.is_some()
+            && let Err(error) = nft::renew_guard()
+        {
+            self.guard = None;
+            return Err(failure(error));
+        }
         self.renewed = Instant::now();
         Ok(())
     }

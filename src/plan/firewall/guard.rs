@@ -121,6 +121,9 @@ impl Guard {
     }
 
     /// The transaction that puts the table in force, whatever was there before.
+    ///
+    /// Its checks do not hold yet: the kernel puts the elements of an interval set in force an instant after the rules
+    /// that ask for them, and whoever sends in that instant would be refused. [`GUARDED`]'s element comes afterwards.
     pub fn script(&self) -> String {
         // `add` before `delete` makes the deletion valid when the table is absent.
         let mut text =
@@ -230,11 +233,7 @@ impl Guard {
                 "  set {set} {{\n    type {kind}\n    size 256\n    flags dynamic,timeout\n    timeout 10m\n  }}\n"
             );
         }
-        let _ = write!(
-            text,
-            "  set {GUARDED} {{\n    type inet_proto\n    flags timeout\n    elements = {{ udp timeout {}s }}\n  }}\n",
-            GUARDED_FOR.as_secs()
-        );
+        let _ = write!(text, "  set {GUARDED} {{\n    type inet_proto\n    flags timeout\n  }}\n");
         let _ = write!(
             text,
             "  chain input {{\n    type filter hook input priority raw; policy accept;\n    \
