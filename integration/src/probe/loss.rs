@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use super::netexec::UDP_PORT;
+use super::sockopt;
 use crate::netns::Netns;
 
 /// How long after the last question an answer still counts.
@@ -43,6 +44,7 @@ impl LossCounter {
     pub fn start(from: &Netns, to: Ipv4Addr, pace: Duration) -> Result<Self> {
         let socket = from.run(|| {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            sockopt::patient(&socket);
             socket.connect((to, UDP_PORT)).with_context(|| format!("no route to {to}"))?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             Ok(Arc::new(socket))

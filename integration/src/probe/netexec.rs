@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::SockRef;
 
+use super::sockopt;
 use crate::netns::Netns;
 
 /// `GET /hostname`, `/clientip`, and `POST /echo` with a body to be sent back.
@@ -47,6 +48,7 @@ impl Netexec {
     pub fn start_at(ns: &Netns, hostname: &str, at: IpAddr) -> Result<Self> {
         let (udp, tcp) = ns.run(|| {
             let udp = UdpSocket::bind((at, UDP_PORT)).context("bind the UDP server")?;
+            sockopt::patient(&udp);
             let tcp = TcpListener::bind((at, HTTP_PORT)).context("bind the HTTP server")?;
             Ok((Arc::new(udp), Arc::new(tcp)))
         })?;

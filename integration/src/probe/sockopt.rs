@@ -25,6 +25,12 @@ pub(super) fn report_icmp_errors(socket: &impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Room for what comes while a busy machine gives the reader no time, so that it is not taken for lost on the way. Where
+/// the kernel does not give so much, it stays as it is.
+pub(super) fn patient(socket: &impl AsFd) {
+    let _ = set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20);
+}
+
 fn is_ipv4(socket: &impl AsFd) -> io::Result<bool> {
     Ok(SockRef::from(socket).domain()? == Domain::IPV4)
 }
