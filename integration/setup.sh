@@ -19,6 +19,7 @@ need iptables-nft-restore iptables
 need iptables-legacy-restore iptables
 need ethtool ethtool
 need strace strace
+need sysctl procps
 need cc gcc libc6-dev
 # A compiler without the headers of the C library compiles nothing.
 if command -v cc >/dev/null 2>&1 && ! echo '#include <linux/if_tun.h>' | cc -E - >/dev/null 2>&1; then
