@@ -15,6 +15,7 @@ use http::{HeaderValue, Uri, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioExecutor;
+use k8s_openapi::api::core::v1::Event;
 use kube::api::{ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::client::{ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use super::events;
+use super::publish::StatusPatch;
 use super::trouble::{Cause, Overloaded, Trouble};
 use crate::config::PodIdentity;
 
@@ -242,7 +244,7 @@ impl Api {
     }
 
     /// Changes a Node's annotations and status: the only write that our role allows.
-    pub(super) async fn patch_status(&self, node: &str, patch: serde_json::Value) -> Result<(), Trouble> {
+    pub(super) async fn patch_status(&self, node: &str, patch: &StatusPatch) -> Result<(), Trouble> {
         let params = PatchParams::default();
         let request =
             built(Request::new(NODES).patch_subresource("status", node, &params, &Patch::Strategic(patch)))?;
@@ -250,10 +252,10 @@ impl Api {
     }
 
     /// Writes an Event. `false` when there is one of its name already.
-    pub(super) async fn create_event(&self, event: &serde_json::Value) -> Result<bool, Trouble> {
+    pub(super) async fn create_event(&self, event: &Event) -> Result<bool, Trouble> {
         let path = format!("/api/v1/namespaces/{}/events", events::NAMESPACE);
         let request =
-            built(Request::new(path).create(&PostParams::default(), event.to_string().into_bytes()))?;
+            built(Request::new(path).create(&PostParams::default(), built(serde_json::to_vec(event))?))?;
         let create = async {
             match self.client().request_text(request).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -53,7 +54,7 @@ pub async fn run(api: Api, own: String, mut notices: watch::Receiver<Vec<Notice>
             },
             () = tokio::time::sleep_until(at(&next).unwrap_or_else(Instant::now).into()) => {}
         }
-        let again = match api.create_event(&body(next, &own, jiff::Timestamp::now())).await {
+        let again = match api.create_event(&event(next, &own, jiff::Timestamp::now())).await {
             Ok(created) => {
                 refused = false;
                 metrics.events.with_label_values(&[if created { "created" } else { "known" }]).inc();
@@ -83,25 +84,34 @@ fn some(of: Duration) -> Duration {
 
 /// An Event about something that is in no namespace has to be in `default`.
 pub(super) const NAMESPACE: &str = "default";
+const COMPONENT: &str = "flanneld";
 
-fn body(notice: &Notice, own: &str, now: jiff::Timestamp) -> Value {
-    let now = now.round(jiff::Unit::Second).unwrap_or(now).to_string();
-    let message: String = notice.message.chars().take(1000).collect();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": { "name": notice.id, "namespace": NAMESPACE },
-        "involvedObject": { "apiVersion": "v1", "kind": "Node", "name": notice.node, "uid": notice.uid },
-        "type": "Warning",
-        "reason": "LeaseRefused",
-        "message": message,
-        "source": { "component": "flanneld", "host": own },
-        "reportingComponent": "flanneld",
-        "reportingInstance": own,
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    })
+fn event(notice: &Notice, own: &str, now: jiff::Timestamp) -> Event {
+    let now = Some(Time(now.round(jiff::Unit::Second).unwrap_or(now)));
+    Event {
+        metadata: ObjectMeta {
+            name: Some(notice.id.clone()),
+            namespace: Some(NAMESPACE.into()),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(notice.node.clone()),
+            uid: Some(notice.uid.clone()),
+            ..ObjectReference::default()
+        },
+        type_: Some("Warning".into()),
+        reason: Some("LeaseRefused".into()),
+        message: Some(notice.message.chars().take(1000).collect()),
+        source: Some(EventSource { component: Some(COMPONENT.into()), host: Some(own.into()) }),
+        reporting_component: Some(COMPONENT.into()),
+        reporting_instance: Some(own.into()),
+        first_timestamp: now.clone(),
+        last_timestamp: now,
+        count: Some(1),
+        ..Event::default()
+    }
 }
 
 #[cfg(test)]
@@ -116,10 +126,10 @@ mod tests {
             uid: "u".into(),
             message: "x".repeat(5000),
         };
-        let body = body(&notice, "n1", jiff::Timestamp::UNIX_EPOCH);
-        assert_eq!(body["metadata"], json!({ "name": "n2.0123456789abcdef", "namespace": "default" }));
-        assert_eq!(body["involvedObject"]["uid"], "u");
-        assert_eq!(body["message"].as_str().map(str::len), Some(1000));
-        assert_eq!(body["lastTimestamp"], "1970-01-01T00:00:00Z");
+        let event = event(&notice, "n1", jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(event.metadata.name.as_deref(), Some("n2.0123456789abcdef"));
+        assert_eq!(event.involved_object.uid.as_deref(), Some("u"));
+        assert_eq!(event.message.as_ref().map(String::len), Some(1000));
+        assert_eq!(serde_json::to_value(event.last_timestamp).unwrap(), "1970-01-01T00:00:00Z");
     }
 }

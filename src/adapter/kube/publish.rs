@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use serde_json::{Map, Value, json};
+use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -47,7 +49,10 @@ pub async fn run(
             }
             continue;
         };
-        match api.patch_status(&publication.node, body(&publication, jiff::Timestamp::now())).await {
+        match api
+            .patch_status(&publication.node, &StatusPatch::of(&publication, jiff::Timestamp::now()))
+            .await
+        {
             Ok(()) => {
                 backoff.reset();
                 report(None);
@@ -73,26 +78,33 @@ pub async fn run(
 }
 
 /// A strategic merge patch: of `conditions` it changes the one of that type, and of annotations those named.
-fn body(publication: &Publication, now: jiff::Timestamp) -> Value {
-    let mut body = Map::new();
-    if !publication.annotations.is_empty() {
-        let annotations: Map<String, Value> =
-            publication.annotations.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
-        body.insert("metadata".into(), json!({ "annotations": annotations }));
+#[derive(Debug, Serialize)]
+pub(super) struct StatusPatch {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<ObjectMeta>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<NodeStatus>,
+}
+
+impl StatusPatch {
+    fn of(publication: &Publication, now: jiff::Timestamp) -> Self {
+        let annotations = publication.annotations.iter().cloned().collect();
+        let metadata = ObjectMeta { annotations: Some(annotations), ..ObjectMeta::default() };
+        let now = Some(Time(now.round(jiff::Unit::Second).unwrap_or(now)));
+        let condition = NodeCondition {
+            type_: "NetworkUnavailable".into(),
+            status: "False".into(),
+            reason: Some("FlannelIsUp".into()),
+            message: Some("Flannel is running on this node".into()),
+            last_transition_time: now.clone(),
+            last_heartbeat_time: now,
+        };
+        let status = NodeStatus { conditions: Some(vec![condition]), ..NodeStatus::default() };
+        Self {
+            metadata: (!publication.annotations.is_empty()).then_some(metadata),
+            status: publication.network_available.then_some(status),
+        }
     }
-    if publication.network_available {
-        let now = now.round(jiff::Unit::Second).unwrap_or(now).to_string();
-        let condition = json!({
-            "type": "NetworkUnavailable",
-            "status": "False",
-            "reason": "FlannelIsUp",
-            "message": "Flannel is running on this node",
-            "lastTransitionTime": now,
-            "lastHeartbeatTime": now,
-        });
-        body.insert("status".into(), json!({ "conditions": [condition] }));
-    }
-    Value::Object(body)
 }
 
 #[cfg(test)]
@@ -109,7 +121,7 @@ mod tests {
             repair: false,
         };
         assert_eq!(
-            body(&publication, now).to_string(),
+            serde_json::to_string(&StatusPatch::of(&publication, now)).unwrap(),
             concat!(
                 r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/backend-type":""}},"#,
                 r#""status":{"conditions":[{"lastHeartbeatTime":"2026-11-21T15:00:01Z","lastTransitionTime":"2026-11-21T15:00:01Z","#,
@@ -117,8 +129,8 @@ mod tests {
             )
         );
         let condition_only = Publication { annotations: Vec::new(), ..publication.clone() };
-        assert!(body(&condition_only, now).get("metadata").is_none());
+        assert!(StatusPatch::of(&condition_only, now).metadata.is_none());
         let annotations_only = Publication { network_available: false, ..publication };
-        assert!(body(&annotations_only, now).get("status").is_none());
+        assert!(StatusPatch::of(&annotations_only, now).status.is_none());
     }
 }
