@@ -2,21 +2,13 @@
 
 use anyhow::{Context, Result};
 use integration::apiserver::SHIPPED_MANIFEST;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::enter::Kubectl;
 use crate::images::COREDNS;
 use crate::spec::{DNS, Spec};
 
 const COREDNS_MANIFEST: &str = include_str!("coredns.yaml");
-/// The daemon that runs as a process has a user's certificate instead of a pod's token, and the same rights.
-const PROCESS_BINDING: &str = "
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: { name: flannel-process }
-roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: flannel }
-subjects: [{ apiGroup: rbac.authorization.k8s.io, kind: User, name: flannel }]
-";
 
 pub(crate) fn apply(kubectl: &Kubectl<'_>, spec: &Spec) -> Result<()> {
     kubectl.apply(&flannel(spec)?).context("apply flannel's manifest")?;
@@ -25,34 +17,39 @@ pub(crate) fn apply(kubectl: &Kubectl<'_>, spec: &Spec) -> Result<()> {
     kubectl.apply(&coredns.replace("FAMILIES", policy)).context("apply CoreDNS")
 }
 
-/// The manifest we ship, with this cluster's net-conf.json; without its DaemonSet where the daemon is a process.
-fn flannel(spec: &Spec) -> Result<String> {
-    let shipped = std::fs::read_to_string(SHIPPED_MANIFEST).context("read the shipped manifest")?;
-    let mut documents: Vec<String> = Vec::new();
-    for document in shipped.split("\n---\n") {
-        if document.contains("\nkind: DaemonSet\n") || document.starts_with("kind: DaemonSet\n") {
-            if spec.daemonset {
-                documents.push(document.to_owned());
-            }
-        } else if document.contains("name: kube-flannel-cfg") {
-            documents.push(config_map(spec).to_string());
-        } else {
-            documents.push(document.to_owned());
-        }
-    }
-    documents.push(PROCESS_BINDING.to_owned());
-    Ok(documents.join("\n---\n"))
+/// What flannel's plugin reads in /etc/cni/net.d, as the manifest we ship has it.
+pub(crate) fn cni_conf() -> Result<String> {
+    let documents = shipped()?;
+    let found = documents.iter().find_map(|document| document["data"]["cni-conf.json"].as_str());
+    Ok(found.context("the shipped manifest has no cni-conf.json")?.to_owned())
 }
 
-fn config_map(spec: &Spec) -> Value {
-    serde_json::json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": { "name": "kube-flannel-cfg", "namespace": "kube-flannel", "labels": { "app": "flannel" } },
-        "data": {
-            "net-conf.json": spec.net_conf().to_string(),
-            // flannel's own plugin is not here; the nodes make the chain of plugins that it would run.
-            "cni-conf.json": serde_json::json!({ "cniVersion": "1.0.0", "name": "cbr0", "plugins": [{ "type": "flannel" }] }).to_string(),
-        },
+/// The manifest we ship, with this cluster's net-conf.json; without its DaemonSet where the daemon is a process.
+fn flannel(spec: &Spec) -> Result<String> {
+    let mut documents = shipped()?;
+    documents.retain(|document| spec.daemonset || document["kind"] != "DaemonSet");
+    for document in &mut documents {
+        if let Some(net_conf) = document.pointer_mut("/data/net-conf.json") {
+            *net_conf = spec.net_conf().to_string().into();
+        }
+    }
+    documents.push(process_binding());
+    let texts: Vec<String> = documents.iter().map(Value::to_string).collect();
+    Ok(texts.join("\n---\n"))
+}
+
+fn shipped() -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(SHIPPED_MANIFEST).context("read the shipped manifest")?;
+    serde_saphyr::from_multiple(&text).context(SHIPPED_MANIFEST)
+}
+
+/// The daemon that runs as a process has a user's certificate instead of a pod's token, and the same rights.
+fn process_binding() -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": { "name": "flannel-process" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "flannel" },
+        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "flannel" }],
     })
 }

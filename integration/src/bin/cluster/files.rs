@@ -1,13 +1,10 @@
 //! The configuration of every daemon of a node, and its command line.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use anyhow::{Context, Result};
 use integration::apiserver::folder;
 use serde_json::{Value, json};
 
 use crate::images::PAUSE;
-use crate::init::SUBNET_ENV;
 use crate::spec::{self, DNS, Spec};
 
 const ETC: &str = "/etc/kubernetes";
@@ -57,6 +54,8 @@ pub(crate) fn flanneld_command() -> Vec<String> {
 
 pub(crate) fn containerd_config() -> Result<String> {
     let runc = program("userland", "runc")?;
+    let (plugins, flannel) = (folder("cni-plugins")?, folder("cni-flannel")?);
+    let (plugins, flannel) = (plugins.display(), flannel.display());
     Ok(format!(
         r#"version = 3
 oom_score = 0
@@ -70,7 +69,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.bt
   disable_hugetlb_controller = true
   tolerate_missing_hugetlb_controller = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ["/opt/cni/bin"]
+    bin_dirs = ["{plugins}", "{flannel}"]
     conf_dir = "/etc/cni/net.d"
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
@@ -119,100 +118,4 @@ pub(crate) fn proxy_config(spec: &Spec, node: &str) -> Value {
         // The size of the connection table is the machine's, and not ours to set.
         "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
     })
-}
-
-/// The chain of plugins that flannel's own plugin would run for this subnet.env.
-pub(crate) fn conflist(spec: &Spec, subnet_env: &str) -> Result<Value> {
-    let value = |key: &str| {
-        let found = subnet_env.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        found.with_context(|| format!("{SUBNET_ENV} has no {key}"))
-    };
-    let mut ranges = vec![json!([{ "subnet": subnet(value("FLANNEL_SUBNET")?)? }])];
-    let mut routes = vec![json!({ "dst": value("FLANNEL_NETWORK")? })];
-    if spec.dual {
-        ranges.push(json!([{ "subnet": subnet(value("FLANNEL_IPV6_SUBNET")?)? }]));
-        routes.push(json!({ "dst": value("FLANNEL_IPV6_NETWORK")? }));
-    }
-    let mtu: u32 = value("FLANNEL_MTU")?.parse().context("FLANNEL_MTU")?;
-    Ok(json!({
-        "cniVersion": "1.0.0",
-        "name": "cbr0",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "mtu": mtu,
-                "hairpinMode": true,
-                "isDefaultGateway": true,
-                "ipMasq": false,
-                "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },
-            },
-            { "type": "portmap", "capabilities": { "portMappings": true } },
-        ],
-    }))
-}
-
-/// The network of an address with its prefix length: the file has the node's own address, host-local wants the subnet.
-fn subnet(cidr: &str) -> Result<String> {
-    let (address, length) = cidr.split_once('/').with_context(|| format!("`{cidr}` is no CIDR"))?;
-    let length: u32 = length.parse().context("prefix length")?;
-    Ok(match address.parse().with_context(|| format!("`{address}` is no address"))? {
-        IpAddr::V4(ip) => {
-            let mask = u32::MAX.checked_shl(32 - length.min(32)).unwrap_or(0);
-            format!("{}/{length}", Ipv4Addr::from_bits(ip.to_bits() & mask))
-        }
-        IpAddr::V6(ip) => {
-            let mask = u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0);
-            format!("{}/{length}", Ipv6Addr::from_bits(ip.to_bits() & mask))
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        spec: Spec,
-    }
-
-    fn spec(args: &str) -> Spec {
-        Line::parse_from(std::iter::once("up").chain(args.split_whitespace())).spec
-    }
-
-    const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\n\
-                              FLANNEL_IPV6_NETWORK=fd00:10:244::/56\nFLANNEL_IPV6_SUBNET=fd00:10:244:3::1/64\n\
-                              FLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n";
-
-    #[test]
-    fn a_subnet_has_no_host_bits() {
-        assert_eq!(subnet("10.244.3.1/24").unwrap(), "10.244.3.0/24");
-        assert_eq!(subnet("10.244.3.1/32").unwrap(), "10.244.3.1/32");
-        assert_eq!(subnet("10.244.3.1/0").unwrap(), "0.0.0.0/0");
-        assert_eq!(subnet("fd00:10:244:3::1/64").unwrap(), "fd00:10:244:3::/64");
-        assert!(subnet("10.244.3.1").is_err() && subnet("x/24").is_err());
-    }
-
-    #[test]
-    fn plugins_get_what_subnet_env_says() {
-        let chain = conflist(&spec(""), SUBNET_ENV).unwrap();
-        let bridge = &chain["plugins"][0];
-        assert_eq!(bridge["mtu"], 1472);
-        assert_eq!(bridge["ipam"]["ranges"], json!([[{ "subnet": "10.244.3.0/24" }]]));
-        assert_eq!(bridge["ipam"]["routes"], json!([{ "dst": "10.244.0.0/16" }]));
-        let dual = conflist(&spec("--dual"), SUBNET_ENV).unwrap();
-        assert_eq!(dual["plugins"][0]["ipam"]["ranges"][1], json!([{ "subnet": "fd00:10:244:3::/64" }]));
-    }
-
-    #[test]
-    fn a_key_that_is_missing_is_named() {
-        let error = conflist(&spec(""), "FLANNEL_NETWORK=10.244.0.0/16\n").unwrap_err();
-        assert!(error.to_string().contains("FLANNEL_SUBNET"), "{error}");
-        let error = conflist(&spec("--dual"), &SUBNET_ENV.replace("IPV6_SUBNET", "X")).unwrap_err();
-        assert!(error.to_string().contains("FLANNEL_IPV6_SUBNET"), "{error}");
-    }
 }

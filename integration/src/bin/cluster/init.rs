@@ -21,8 +21,6 @@ use crate::spec::{Layout, Spec, write};
 /// Present once the images are in the node's containerd.
 const IMAGES: &str = "/run/loden-images";
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
-pub(crate) const SUBNET_ENV: &str = "/run/flannel/subnet.env";
-const CONFLIST: &str = "/etc/cni/net.d/05-loden.conflist";
 
 const TICK: Duration = Duration::from_millis(50);
 /// Between the end of a daemon and its next start, as a service manager would have it.
@@ -52,7 +50,7 @@ pub(crate) fn init(layout: &Layout, node: &str) -> Result<()> {
     let dirs = layout.node(node);
     sethostname(node).context("set the host name")?;
     mounts::make_node(layout, &dirs)?;
-    run(&spec, units(&spec, node)?)
+    run(units(&spec, node)?)
 }
 
 fn units(spec: &Spec, node: &str) -> Result<Vec<Unit>> {
@@ -76,11 +74,10 @@ fn units(spec: &Spec, node: &str) -> Result<Vec<Unit>> {
     Ok(units)
 }
 
-fn run(spec: &Spec, units: Vec<Unit>) -> Result<()> {
+fn run(units: Vec<Unit>) -> Result<()> {
     let now = Instant::now();
     let mut all: Vec<Running> =
         units.into_iter().map(|unit| Running { unit, pid: None, not_before: now, done: false }).collect();
-    let mut written = String::new();
     loop {
         reap(&mut all)?;
         for running in &mut all {
@@ -89,7 +86,6 @@ fn run(spec: &Spec, units: Vec<Unit>) -> Result<()> {
                 running.pid = Some(start(&running.unit)?);
             }
         }
-        follow_subnet_env(spec, &mut written)?;
         std::thread::sleep(TICK);
     }
 }
@@ -133,17 +129,4 @@ fn reap(all: &mut [Running]) -> Result<()> {
             write(Path::new(made), "")?;
         }
     }
-}
-
-/// Does what flannel's CNI plugin does: turns subnet.env into the configuration of the bridge plugin.
-fn follow_subnet_env(spec: &Spec, written: &mut String) -> Result<()> {
-    let Ok(subnet_env) = std::fs::read_to_string(SUBNET_ENV) else { return Ok(()) };
-    if *written == subnet_env {
-        return Ok(());
-    }
-    let half = format!("{CONFLIST}.new");
-    write(Path::new(&half), files::conflist(spec, &subnet_env)?.to_string())?;
-    std::fs::rename(&half, CONFLIST).context("rename the CNI configuration")?;
-    *written = subnet_env;
-    Ok(())
 }

@@ -29,8 +29,20 @@ const PROGRAMS: [(&str, &str); 8] = [
 ];
 
 /// What `machinery/prepare` builds.
-const MODULES: [&str; 8] =
-    ["kube-apiserver", "etcd", "kubernetes", "containerd", "coredns", "cni-plugins", "ginkgo", "userland"];
+const MODULES: [&str; 9] = [
+    "kube-apiserver",
+    "etcd",
+    "kubernetes",
+    "containerd",
+    "coredns",
+    "cni-plugins",
+    "cni-flannel",
+    "ginkgo",
+    "userland",
+];
+
+/// A node has folders of its own there, and so would not see what it has to run.
+const HIDDEN: [&str; 3] = ["/run", "/var", "/opt"];
 
 /// What kube-proxy's nftables mode writes, one kernel feature a line.
 const NFT: [(&str, &str); 6] = [
@@ -64,6 +76,11 @@ pub(crate) fn check(layout: &Layout, spec: &Spec) -> Result<()> {
     for module in MODULES {
         let dir = folder(module)?;
         ensure!(dir.is_dir(), "{} is missing: `make cluster-machinery` builds it", dir.display());
+        ensure!(
+            !HIDDEN.iter().any(|hidden| dir.starts_with(hidden)),
+            "nodes have a {} of their own: set XDG_CACHE_HOME to a folder elsewhere",
+            dir.display()
+        );
     }
     cgroup::hierarchies()?;
     let filesystems = std::fs::read_to_string("/proc/filesystems").context("read /proc/filesystems")?;

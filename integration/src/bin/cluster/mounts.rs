@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use integration::apiserver::folder;
 use nix::mount::{MsFlags, mount};
 
 use crate::cgroup::{Hierarchy, hierarchies};
@@ -24,10 +23,8 @@ pub(crate) const MACHINE_WIDE: [(&str, &str); 6] = [
 pub(crate) fn make_node(layout: &Layout, dirs: &NodeDirs) -> Result<()> {
     // Asked before /proc changes: afterwards the paths are those of the new namespace.
     let hierarchies = hierarchies()?;
-    let plugins = folder("cni-plugins")?;
     propagate(MsFlags::MS_PRIVATE)?;
     bind(&layout.bin(), &dirs.opt.join("loden"))?;
-    bind(&plugins, &dirs.opt.join("cni/bin"))?;
     fresh("proc", "/proc", "")?;
     cover_machine_wide(dirs)?;
     fresh("sysfs", "/sys", "")?;

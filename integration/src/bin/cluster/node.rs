@@ -8,6 +8,7 @@ use integration::apiserver::ApiServer;
 use integration::netns::Netns;
 use integration::process::find_program;
 
+use crate::addons;
 use crate::cgroup;
 use crate::files;
 use crate::spec::{self, Layout, Spec, write};
@@ -27,6 +28,10 @@ pub(crate) fn write_files(layout: &Layout, spec: &Spec, number: u8, server: &Api
     put("kube-proxy.json", &files::proxy_config(spec, &name).to_string())?;
     put("containerd.toml", &files::containerd_config()?)?;
     write(&dirs.etc.join("kube-flannel/net-conf.json"), spec.net_conf().to_string())?;
+    // The DaemonSet puts it there itself.
+    if !spec.daemonset {
+        write(&dirs.etc.join("cni/net.d/10-flannel.conflist"), addons::cni_conf()?)?;
+    }
     // What is outside this machine is none of the cluster's business, its resolvers included.
     write(&dirs.etc.join("resolv.conf"), "")?;
     write(&dirs.etc.join("hostname"), format!("{name}\n"))?;

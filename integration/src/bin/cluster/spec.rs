@@ -216,11 +216,10 @@ impl NodeDirs {
         let log = self.var.join("log");
         let kubernetes = self.etc.join("kubernetes");
         let flannel = self.etc.join("kube-flannel");
-        let plugins = self.opt.join("cni/bin");
         let programs = self.opt.join("loden");
         let tmp = self.var.join("tmp");
         let nets = self.etc.join("cni/net.d");
-        for dir in [&self.etc_work, &log, &kubernetes, &flannel, &plugins, &programs, &tmp, &nets] {
+        for dir in [&self.etc_work, &log, &kubernetes, &flannel, &programs, &tmp, &nets] {
             std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         }
         Ok(())
