@@ -55,6 +55,7 @@ pub(crate) fn cluster_archive() -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
+    forget_archives(cache);
     let mut archive = Archive::new(cache)?;
     let tools = archive.layer(stage_userland)?;
     let agnhost = archive.layer(stage_agnhost)?;
@@ -67,6 +68,16 @@ pub(crate) fn cluster_archive() -> Result<PathBuf> {
     }
     archive.pack(&path)?;
     Ok(path)
+}
+
+/// Removes archives of other recipes, each of some hundred MiB. A cluster that runs has its own link to the one it needs.
+fn forget_archives(cache: &Path) {
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("images-") && name.ends_with(".tar") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Our own image from the `flanneld` at `binary`, as the shipped Dockerfile makes it: Debian, nftables, iptables, the daemon.
@@ -102,6 +113,8 @@ fn stage_userland(root: &Path) -> Result<()> {
     run(Command::new("cp").arg("-a").arg(userland.join("root/.")).arg(root))?;
     // Debian chooses between two netcats when they are installed; upstream's tests want this one's options.
     symlink("nc.openbsd", root.join("bin/nc")).context("link nc")?;
+    // Busybox's own shell runs its own programs, its lesser nc among them, whatever lies on PATH.
+    symlink("bash", root.join("bin/sh")).context("link sh")?;
     let busybox = root.join("bin/busybox");
     let applets = run(Command::new(&busybox).arg("--list"))?;
     for applet in applets.lines() {
