@@ -85,6 +85,9 @@ enum Verb {
         /// Which of upstream's tests, as a regular expression
         #[arg(long, default_value = conformance::FOCUS)]
         focus: String,
+        /// Which of these to leave out
+        #[arg(long, default_value = conformance::SKIP)]
+        skip: String,
     },
     /// Proves that nothing is left when a cluster goes wrong, and prints a table; no cluster may be up
     Faults,
@@ -123,7 +126,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Kubectl { args } => return enter::kubectl(&layout, &args),
         Verb::ExecNode { node, command } => return enter::exec_node(&layout, &node, &command),
         Verb::E2e { only } => return e2e::run(&layout, &only),
-        Verb::Conformance { focus } => return conformance::run(&layout, &focus),
+        Verb::Conformance { focus, skip } => return conformance::run(&layout, &focus, &skip),
         Verb::Faults => return faults::run(&layout),
         Verb::Supervise => supervise::supervise(&layout)?,
         Verb::EnterNode { node } => node::enter(&layout, &node)?,
