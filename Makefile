@@ -15,7 +15,7 @@ LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CA
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup machinery demo scale cluster-machinery cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-net soak cover image install cleanup clean
+.PHONY: help setup machinery demo scale cluster-machinery cluster-check cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-net soak cover image install cleanup clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ CLUSTER = $(ROOT) env $(LAB_ENV) $(foreach name,LODEN_CLUSTER_DIR,$(if $($(name)
 cluster-machinery: setup ## kubelet, containerd, CoreDNS and the rest of a cluster: some 20 minutes of CPU the first time, then cached
 	@$(MAKE) --no-print-directory -C integration/machinery cluster
 
+cluster-check: ## can this machine have a cluster? builds none of its parts; takes UP like cluster
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	@$(CLUSTER) check $(UP)
+
 cluster: cluster-machinery ## a real Kubernetes cluster on this machine; UP='--nodes 3 --backend udp --proxy nftables --dual --daemonset'
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
 	@$(CLUSTER) up $(UP)
@@ -51,8 +55,8 @@ e2e conformance: cluster-machinery
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
 	@$(CLUSTER) up $(UP) && $(CLUSTER) $@ $(ARGS); result=$$?; $(CLUSTER) down; exit $$result
 
-e2e: ## start a cluster, prove row by row that its network works, remove it; takes UP like cluster
-conformance: ## start a cluster, run upstream's own network conformance tests, remove it; takes UP like cluster
+e2e: ## start a cluster, prove row by row that its network works, remove it; takes UP like cluster, ARGS='--only DNS'
+conformance: ## start a cluster, run upstream's own network conformance tests, remove it; takes UP like cluster, ARGS='--focus NoSNAT'
 
 faults: cluster-machinery ## clusters killed half way, started twice, without space: nothing is left of them
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster

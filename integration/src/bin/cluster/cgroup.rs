@@ -88,6 +88,21 @@ pub(crate) fn create(part: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes a cgroup beside the cluster's in every hierarchy, and removes it again.
+///
+/// # Errors
+/// When the kernel refuses, as it does in most containers.
+pub(crate) fn check_writable() -> Result<()> {
+    for hierarchy in hierarchies()? {
+        let trial = hierarchy.cluster().with_extension("trial");
+        let _ = std::fs::remove_dir(&trial);
+        std::fs::create_dir(&trial).and_then(|()| std::fs::remove_dir(&trial)).with_context(|| {
+            format!("nodes get cgroups of their own, and {} refuses one", trial.display())
+        })?;
+    }
+    Ok(())
+}
+
 /// Moves this process into the cgroup `part`.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! What this machine must have before a cluster can run on it. Each lack is named with its remedy.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::apiserver::folder;
@@ -82,13 +83,14 @@ pub(crate) fn check(layout: &Layout, spec: &Spec) -> Result<()> {
             dir.display()
         );
     }
-    cgroup::hierarchies()?;
+    cgroup::check_writable()?;
     let filesystems = std::fs::read_to_string("/proc/filesystems").context("read /proc/filesystems")?;
     ensure!(
         filesystems.lines().any(|line| line.trim() == "nodev\toverlay" || line.ends_with("\toverlay")),
         "this kernel has no overlay file system (CONFIG_OVERLAY_FS, or `modprobe overlay`); containers' layers need it"
     );
     check_disk(layout)?;
+    check_mounts(layout)?;
     check_firewall(spec)?;
     match trial::refusal(spec)? {
         Some(refusal) => bail!("flanneld does not take this: {refusal}"),
@@ -106,6 +108,30 @@ fn check_disk(layout: &Layout) -> Result<()> {
         parent.display(),
         free >> 20,
         DISK_BYTES >> 20
+    );
+    Ok(())
+}
+
+/// Makes the namespaces and the mounts that a node begins with; they are gone with the shell.
+fn check_mounts(layout: &Layout) -> Result<()> {
+    let parent = layout.dir.parent().unwrap_or(Path::new("/"));
+    let trial = tempfile::Builder::new().prefix("loden-trial-").tempdir_in(parent)?;
+    for dir in ["upper", "work"] {
+        std::fs::create_dir(trial.path().join(dir))?;
+    }
+    let script = "mount -t proc proc /proc && mount -t tmpfs tmpfs /run && \
+                  mount -t overlay overlay -o lowerdir=/etc,upperdir=\"$0/upper\",workdir=\"$0/work\" /etc";
+    let output = Command::new("unshare")
+        .args(["--mount", "--uts", "--ipc", "--cgroup", "--pid", "--fork", "--kill-child"])
+        .args(["/bin/sh", "-c", script])
+        .arg(trial.path())
+        .output()
+        .context("run unshare")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "a node has namespaces and mounts of its own, and this machine refuses some: {}",
+        said.trim()
     );
     Ok(())
 }

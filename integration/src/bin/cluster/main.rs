@@ -57,6 +57,8 @@ struct Cli {
 enum Verb {
     /// Starts the cluster and waits until pods run
     Up(Spec),
+    /// Says whether this machine can have such a cluster, and if not, what it lacks
+    Check(Spec),
     /// Removes the cluster, whatever state it is in
     Down,
     /// Runs kubectl as the cluster's administrator
@@ -122,6 +124,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
     let layout = Layout::find();
     match verb {
         Verb::Up(spec) => up::up(&layout, &spec)?,
+        Verb::Check(spec) => machine::check(&layout, &spec)?,
         Verb::Down => down::down(&layout)?,
         Verb::Kubectl { args } => return enter::kubectl(&layout, &args),
         Verb::ExecNode { node, command } => return enter::exec_node(&layout, &node, &command),
