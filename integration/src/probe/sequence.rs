@@ -59,18 +59,31 @@ pub fn segmented(from: End<'_>, to: End<'_>, segment: usize, total: usize) -> Re
 /// # Errors
 /// When the counters cannot be read.
 pub fn checksum_errors(ns: &Netns) -> Result<u64> {
+    snmp(ns, "InCsumErrors")
+}
+
+/// Datagrams that arrived in this namespace for a socket that was full: nobody read it in time.
+///
+/// # Errors
+/// When the counters cannot be read.
+pub fn unread(ns: &Netns) -> Result<u64> {
+    snmp(ns, "RcvbufErrors")
+}
+
+/// A counter of proc(5)'s net/snmp, summed over the protocols that have it.
+fn snmp(ns: &Netns, counter: &str) -> Result<u64> {
     let text = ns.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-    let mut errors = 0;
+    let mut sum = 0;
     for pair in lines.chunks(2) {
         let [names, values] = pair else { continue };
-        let found = names.iter().zip(values).filter(|(name, _)| **name == "InCsumErrors");
+        let found = names.iter().zip(values).filter(|(name, _)| **name == counter);
         for (_, value) in found {
-            errors += value.parse::<u64>()?;
+            sum += value.parse::<u64>()?;
         }
     }
-    ensure!(text.contains("InCsumErrors"), "no counter of checksum errors in {text}");
-    Ok(errors)
+    ensure!(text.contains(counter), "no {counter} in {text}");
+    Ok(sum)
 }
 
 fn sockets(from: End<'_>, to: End<'_>) -> Result<(UdpSocket, UdpSocket)> {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use integration::wait;
 
 use super::reach;
-use super::stage::Stage;
+use super::stage::{Stage, process};
 use crate::enter::in_node;
 use crate::report::Outcome;
 use crate::spec;
@@ -35,8 +35,14 @@ pub(crate) fn node_comes_back(stage: &Stage<'_>) -> Result<Outcome> {
         let left = kubectl.get(&["pods", "-A", "--field-selector", &format!("spec.nodeName={node}")])?;
         Ok(left["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
     })?;
-    // It will get another pod CIDR, and the bridge plugin never changes the address of a bridge that is there; who adds a
-    // node again resets it first.
+    // It will get another pod CIDR, and who adds a node again resets it first: the bridge plugin never changes the address of
+    // a bridge that is there, and a pod may start before the DaemonSet's, which writes the file anew.
+    if stage.spec.daemonset {
+        wait::until_within(DEADLINE, &format!("flanneld on {node} ends"), || {
+            Ok(process(&node, "flanneld").is_err().then_some(()))
+        })?;
+        in_node(&node, &["rm", "-f", "/run/flannel/subnet.env"])?;
+    }
     in_node(&node, &["ip", "link", "delete", "cni0"])?;
     // A kubelet registers its Node when it starts; the node's first process starts it again.
     in_node(
