@@ -16,6 +16,7 @@ mod node;
 mod notice;
 mod object;
 mod pods;
+mod protobuf;
 mod snapshot;
 pub mod subnet_env;
 pub mod vtep;
@@ -32,6 +33,7 @@ pub use node::NodeFacts;
 pub use notice::{Notice, notices};
 pub use object::{NodeFlaw, NodeObject};
 pub use pods::{HostRoute, PodFacts, PodObject, PodReason, PodRefusal, PodSeen};
+pub use protobuf::FromProtobuf;
 pub use snapshot::{Change, Mismatch, OwnLease, Reason, Refusal, Snapshot};
 
 /// What a peer has been granted and how it is reached. Everything in it has been checked.

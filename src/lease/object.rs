@@ -1,4 +1,4 @@
-//! A Node as the API server and kubectl write it, reduced to the parts that are decoded.
+//! A Node as the API server and kubectl write it, in JSON, YAML or protobuf, reduced to the parts that are decoded.
 //!
 //! Every field may be absent or null, and foreign fields are skipped: a Node's long list of images costs nothing but
 //! the reading, and one odd Node does not spoil a list of them.
@@ -8,10 +8,11 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 
+use super::protobuf::{self, given};
 use super::{Annotations, NodeFacts};
 use crate::config::{AnnotationPrefix, excerpt};
 
-/// One Node, in JSON or YAML.
+/// One Node.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(expecting = "a Node")]
 pub struct NodeObject {
@@ -60,6 +61,42 @@ struct Condition {
     #[serde(rename = "type")]
     kind: Option<String>,
     status: Option<String>,
+}
+
+impl From<protobuf::Node> for NodeObject {
+    fn from(node: protobuf::Node) -> Self {
+        let status = node.status.map(|status| {
+            let addresses = status.addresses.into_iter();
+            let conditions = status.conditions.into_iter();
+            Status {
+                addresses: Some(
+                    addresses
+                        .map(|of| Address { kind: given(of.kind), address: given(of.address) })
+                        .collect(),
+                ),
+                conditions: Some(
+                    conditions
+                        .map(|of| Condition { kind: given(of.kind), status: given(of.status) })
+                        .collect(),
+                ),
+            }
+        });
+        Self {
+            metadata: node.metadata.map(|metadata| Metadata {
+                name: given(metadata.name),
+                uid: given(metadata.uid),
+                resource_version: given(metadata.resource_version),
+                creation_timestamp: metadata.creation_timestamp.and_then(protobuf::Time::text),
+                annotations: Some(
+                    metadata.annotations.into_iter().map(|(key, value)| (key, Some(value))).collect(),
+                ),
+            }),
+            spec: node
+                .spec
+                .map(|spec| Spec { pod_cidr: given(spec.pod_cidr), pod_cidrs: Some(spec.pod_cidrs) }),
+            status,
+        }
+    }
 }
 
 /// What keeps an object from being a Node. The API server lets neither pass; a file may hold both.

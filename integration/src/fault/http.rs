@@ -3,18 +3,20 @@
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 
 /// The head of a request or an answer, as it came, and what is known of its body.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Head {
     pub(super) bytes: Vec<u8>,
     /// The first line.
     pub(super) line: String,
     pub(super) chunked: bool,
     pub(super) length: u64,
+    /// What the body is.
+    pub(super) kind: String,
 }
 
 /// Reads a head; `None` at the end of the connection.
 pub(super) fn read_head(from: &mut impl BufRead) -> io::Result<Option<Head>> {
-    let mut head = Head { bytes: Vec::new(), line: String::new(), chunked: false, length: 0 };
+    let mut head = Head::default();
     loop {
         let start = head.bytes.len();
         if from.read_until(b'\n', &mut head.bytes)? == 0 {
@@ -30,6 +32,7 @@ pub(super) fn read_head(from: &mut impl BufRead) -> io::Result<Option<Head>> {
         if let Some((name, value)) = line.split_once(':') {
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => head.length = value.trim().parse().map_err(|_| ErrorKind::InvalidData)?,
+                "content-type" => value.trim().clone_into(&mut head.kind),
                 "transfer-encoding" => head.chunked = value.trim().eq_ignore_ascii_case("chunked"),
                 _ => {}
             }
@@ -83,8 +86,8 @@ impl<R: BufRead> Read for Chunks<'_, R> {
 }
 
 /// Begins an answer whose body comes in chunks.
-pub(super) fn begin_chunks(to: &mut impl Write) -> io::Result<()> {
-    to.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+pub(super) fn begin_chunks(to: &mut impl Write, kind: &str) -> io::Result<()> {
+    write!(to, "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n")?;
     to.flush()
 }
 
@@ -98,11 +101,18 @@ pub(super) fn write_chunk(to: &mut impl Write, data: &[u8]) -> io::Result<()> {
 }
 
 /// A whole answer.
-pub(super) fn answer(to: &mut impl Write, status: u16, headers: &str, body: &str) -> io::Result<()> {
+pub(super) fn answer(
+    to: &mut impl Write,
+    status: u16,
+    kind: &str,
+    headers: &str,
+    body: &[u8],
+) -> io::Result<()> {
     let length = body.len();
     write!(
         to,
-        "HTTP/1.1 {status} Fault\r\nContent-Type: application/json\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        "HTTP/1.1 {status} Fault\r\nContent-Type: {kind}\r\n{headers}Content-Length: {length}\r\n\r\n"
     )?;
+    to.write_all(body)?;
     to.flush()
 }

@@ -8,6 +8,7 @@
 mod http;
 mod plan;
 mod relay;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -5,8 +5,6 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
-
 /// What a fault happens to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
@@ -35,7 +33,7 @@ pub enum Fault {
     Status(u16),
     /// 429 with this many seconds in Retry-After.
     Overloaded(u32),
-    /// Bytes that are not JSON, with status 200.
+    /// Bytes that are nothing of Kubernetes', with status 200.
     Garbage,
     /// A chunk that is shorter than it says, then the end.
     Truncated,
@@ -71,7 +69,8 @@ impl Fault {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Recorded {
     pub(super) version: String,
-    pub(super) objects: Vec<Value>,
+    /// In their envelopes.
+    pub(super) objects: Vec<Vec<u8>>,
 }
 
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! One connection: requests go to the real server, and its answers come back as the plan wants them.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use socket2::SockRef;
 
 use super::http::{self, Head};
 use super::plan::{At, Fault, Plan, Recorded};
+use super::wire::{self, Event};
 use super::{Kept, Open};
 use crate::apiserver::ApiServer;
 
@@ -26,6 +27,8 @@ pub(super) struct Relay {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
+
+const JSON: &str = "application/json";
 
 type Upstream = BufReader<StreamOwned<ClientConnection, TcpStream>>;
 
@@ -93,9 +96,9 @@ impl Relay {
             if answer.status() == 200 && matches!(at, At::StreamingList | At::Watch) {
                 self.relay_watch(&mut down, up, &answer, at == At::StreamingList)?;
             } else {
-                let mut text = String::new();
-                answer.body(up).read_to_string(&mut text)?;
-                http::answer(&mut down, answer.status(), "", &text)?;
+                let mut body = Vec::new();
+                answer.body(up).read_to_end(&mut body)?;
+                http::answer(&mut down, answer.status(), &answer.kind, "", &body)?;
             }
         }
         Ok(())
@@ -115,25 +118,29 @@ impl Relay {
         match fault {
             Fault::Reset => Err(down.reset())?,
             Fault::Silence => Err(down.say_nothing())?,
-            Fault::Status(code) => http::answer(down, *code, "", &status(*code).to_string())?,
+            // Who answers in the server's place does so in words of its own.
+            Fault::Status(code) => http::answer(down, *code, JSON, "", status(*code).to_string().as_bytes())?,
             Fault::Overloaded(seconds) => {
-                http::answer(down, 429, &format!("Retry-After: {seconds}\r\n"), "Too many requests")?;
+                http::answer(down, 429, JSON, &format!("Retry-After: {seconds}\r\n"), b"Too many requests")?;
             }
-            Fault::Garbage => http::answer(down, 200, "", "<html>\u{1}{]not what you want\n")?,
+            Fault::Garbage => http::answer(down, 200, wire::TYPE, "", b"<html>\x01{]not what you want\n")?,
             Fault::Truncated => {
-                http::begin_chunks(down)?;
-                down.write_all(b"1000\r\n{\"type\":\"ADDED\",")?;
+                http::begin_chunks(down, wire::TYPE)?;
+                down.write_all(b"1000\r\n\0\0\x04\0\x0a\x05ADDED")?;
                 down.flush()?;
                 Err(io::Error::from(ErrorKind::UnexpectedEof))?;
             }
             Fault::Stale if at == At::Page => {
-                http::answer(down, 200, "", &stale_page(&self.plan.recorded()))?;
+                let Recorded { version, objects } = self.plan.recorded();
+                http::answer(down, 200, wire::TYPE, "", &wire::list(&version, &objects))?;
             }
             Fault::Stale => {
-                http::begin_chunks(down)?;
-                for line in stale_stream(&self.plan.recorded()) {
-                    http::write_chunk(down, format!("{line}\n").as_bytes())?;
+                let Recorded { version, objects } = self.plan.recorded();
+                http::begin_chunks(down, wire::TYPE)?;
+                for object in &objects {
+                    http::write_chunk(down, &wire::event("ADDED", object))?;
                 }
+                http::write_chunk(down, &wire::bookmark(&version, true))?;
                 Err(down.say_nothing())?;
             }
             Fault::Slow(rate) => {
@@ -156,41 +163,40 @@ impl Relay {
         head: &Head,
         mut listing: bool,
     ) -> Result<()> {
-        http::begin_chunks(down)?;
+        http::begin_chunks(down, &head.kind)?;
         let mut body = head.body(up);
         let mut list = Recorded::default();
         let (mut held, mut last) = (None, None);
         loop {
-            let mut line = Vec::new();
-            if body.read_until(b'\n', &mut line)? == 0 {
+            let Some(frame) = wire::read_frame(&mut body)? else {
                 http::write_chunk(down, b"")?;
                 return Ok(());
-            }
-            let event: Value = serde_json::from_slice(&line)?;
+            };
+            let event = Event::of(&frame)?;
             if listing {
-                if event["type"] == "BOOKMARK" {
+                if event.bookmark {
                     listing = false;
-                    list.version = version(&event);
+                    list.version = event.version();
                     self.plan.record(std::mem::take(&mut list));
                 } else {
-                    list.objects.push(event["object"].clone());
+                    list.objects.push(event.object.to_vec());
                 }
-                http::write_chunk(down, &line)?;
+                http::write_chunk(down, &frame)?;
                 continue;
             }
-            let fault = if event["type"] == "BOOKMARK" { None } else { self.plan.take(down.from, At::Event) };
+            let fault = if event.bookmark { None } else { self.plan.take(down.from, At::Event) };
             match fault {
-                None => http::write_chunk(down, &line)?,
+                None => http::write_chunk(down, &frame)?,
                 Some(Fault::Swapped) => {
-                    held = Some(line);
+                    held = Some(frame);
                     continue;
                 }
-                Some(fault) => spoil(down, &fault, &line, &event, last.as_deref())?,
+                Some(fault) => spoil(down, &fault, &frame, &event, last.as_deref())?,
             }
             if let Some(held) = held.take() {
                 http::write_chunk(down, &held)?;
             }
-            last = Some(line);
+            last = Some(frame);
         }
     }
 }
@@ -199,42 +205,39 @@ impl Relay {
 fn spoil(
     down: &mut Downstream,
     fault: &Fault,
-    line: &[u8],
-    event: &Value,
+    frame: &[u8],
+    event: &Event<'_>,
     last: Option<&[u8]>,
 ) -> Result<()> {
     match fault {
         Fault::Reset => Err(down.reset())?,
         Fault::Silence => Err(down.say_nothing())?,
         Fault::Status(code) => {
-            let error = json!({ "type": "ERROR", "object": status(*code) });
-            http::write_chunk(down, format!("{error}\n").as_bytes())?;
+            http::write_chunk(down, &wire::error(*code, reason(*code)))?;
             http::write_chunk(down, b"")?;
             Err(io::Error::from(ErrorKind::ConnectionAborted))?;
         }
         Fault::Garbage => http::write_chunk(down, b"{\"type\":\"ADDED\",\"object\":}{\x01\n")?,
         Fault::Truncated => {
-            write!(down, "{:x}\r\n", line.len())?;
-            down.write_all(&line[..line.len() / 2])?;
+            write!(down, "{:x}\r\n", frame.len())?;
+            down.write_all(&frame[..frame.len() / 2])?;
             down.flush()?;
             Err(io::Error::from(ErrorKind::UnexpectedEof))?;
         }
         Fault::Twice => {
-            http::write_chunk(down, line)?;
-            http::write_chunk(down, line)?;
+            http::write_chunk(down, frame)?;
+            http::write_chunk(down, frame)?;
         }
         Fault::Again => {
-            http::write_chunk(down, line)?;
-            http::write_chunk(down, last.unwrap_or(line))?;
+            http::write_chunk(down, frame)?;
+            http::write_chunk(down, last.unwrap_or(frame))?;
         }
         Fault::Bookmark => {
-            http::write_chunk(down, line)?;
-            let bookmark = json!({ "type": "BOOKMARK", "object": { "kind": "Node", "apiVersion": "v1",
-                "metadata": { "resourceVersion": version(event) } } });
-            http::write_chunk(down, format!("{bookmark}\n").as_bytes())?;
+            http::write_chunk(down, frame)?;
+            http::write_chunk(down, &wire::bookmark(&event.version(), false))?;
         }
         Fault::Slow(_) | Fault::Late(_) | Fault::Stale | Fault::Swapped | Fault::Overloaded(_) => {
-            http::write_chunk(down, line)?;
+            http::write_chunk(down, frame)?;
         }
     }
     Ok(())
@@ -282,24 +285,11 @@ fn sort(line: &str) -> At {
     }
 }
 
-fn version(event: &Value) -> String {
-    event["object"]["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned()
+fn reason(code: u16) -> &'static str {
+    if code == 410 { "Expired" } else { "Fault" }
 }
 
 fn status(code: u16) -> Value {
-    let reason = if code == 410 { "Expired" } else { "Fault" };
-    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason(code),
         "message": "a fault on purpose", "code": code })
-}
-
-fn stale_page(list: &Recorded) -> String {
-    let items = &list.objects;
-    json!({ "kind": "NodeList", "apiVersion": "v1", "metadata": { "resourceVersion": list.version }, "items": items })
-        .to_string()
-}
-
-fn stale_stream(list: &Recorded) -> impl Iterator<Item = Value> {
-    let end = json!({ "type": "BOOKMARK", "object": { "kind": "Node", "apiVersion": "v1", "metadata": {
-        "resourceVersion": list.version, "annotations": { "k8s.io/initial-events-end": "true" } } } });
-    list.objects.iter().map(|object| json!({ "type": "ADDED", "object": object })).chain([end])
 }

@@ -5,21 +5,21 @@ use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use futures_util::Stream;
+use bytes::Bytes;
 use http::{HeaderValue, Uri, header};
+use http_body_util::{BodyExt as _, Limited};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{ListParams, Patch, PatchParams, PostParams, WatchParams};
-use kube::client::{ClientBuilder, ConfigExt as _};
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::{Request, WatchEvent};
+use kube::core::Request;
 use kube::{Client, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -30,7 +30,9 @@ use tower::{BoxError, Service, ServiceBuilder};
 use super::events;
 use super::publish::StatusPatch;
 use super::trouble::{Cause, Overloaded, Trouble};
+use super::wire::{self, Events};
 use crate::config::PodIdentity;
+use crate::lease::FromProtobuf;
 
 const NODES: &str = "/api/v1/nodes";
 
@@ -66,23 +68,22 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A running watch.
-pub(super) type Events<T> = Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<T>>>>>;
+/// Largest page, bytes.
+const LARGEST_PAGE: usize = 256 << 20;
+/// Longest explanation of a failure, bytes.
+const LARGEST_FAILURE: usize = 1 << 20;
 
 /// A part of the list of all objects of a kind.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub(super) struct Page<T> {
     pub(super) metadata: PageMeta,
-    #[serde(default = "Vec::new")]
     pub(super) items: Vec<T>,
 }
 
 /// Where a page stands.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Default)]
 pub(super) struct PageMeta {
     pub(super) resource_version: String,
-    #[serde(rename = "continue")]
     pub(super) next: Option<String>,
 }
 
@@ -209,7 +210,7 @@ impl Api {
     }
 
     /// Reads a page of the list of all objects of a collection, as they are now.
-    pub(super) async fn page<T: DeserializeOwned>(
+    pub(super) async fn page<T: FromProtobuf>(
         &self,
         of: Collection,
         next: Option<String>,
@@ -220,17 +221,19 @@ impl Api {
             field_selector: of.fields.map(str::to_owned),
             ..ListParams::default()
         };
-        self.json(WHOLE_PAGE, Request::new(of.path).list(&params)).await
+        let request = built(Request::new(of.path).list(&params))?;
+        let read = async { whole(self.protobuf(request, wire::ACCEPT).await?, LARGEST_PAGE).await };
+        wire::page(&in_time(WHOLE_PAGE, read).await?)
     }
 
     /// Watches a collection for `limit` from `version` on. With `initial` the watch begins with everything that there is.
-    pub(super) async fn watch<T: DeserializeOwned + Clone + 'static>(
+    pub(super) async fn watch(
         &self,
         of: Collection,
         version: &str,
         initial: bool,
         limit: Duration,
-    ) -> Result<Events<T>, Trouble> {
+    ) -> Result<Events, Trouble> {
         let params = WatchParams {
             bookmarks: true,
             send_initial_events: initial,
@@ -239,8 +242,27 @@ impl Api {
             ..WatchParams::default()
         };
         let request = built(Request::new(of.path).watch(&params, version))?;
-        let opened = within(REQUEST, self.client().request_events(request)).await?;
-        Ok(Box::pin(opened))
+        Ok(Events::new(in_time(REQUEST, self.protobuf(request, wire::ACCEPT_WATCH)).await?))
+    }
+
+    /// Asks for protobuf; the answer's body has not come yet.
+    async fn protobuf(&self, request: http::Request<Vec<u8>>, accept: &'static str) -> Result<Body, Trouble> {
+        let mut request = request.map(Body::from);
+        request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static(accept));
+        let answer = self.client().send(request).await.map_err(|error| Trouble::of(&error))?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(wire::failure(status.as_u16(), &whole(answer.into_body(), LARGEST_FAILURE).await?));
+        }
+        let kind = answer
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok())
+            .unwrap_or_default();
+        if !kind.starts_with(wire::ACCEPT) {
+            return Err(Trouble::new(Cause::BadAnswer, &format!("its answer is {kind:?} and no protobuf")));
+        }
+        Ok(answer.into_body())
     }
 
     /// Changes a Node's annotations and status: the only write that our role allows.
@@ -327,10 +349,23 @@ fn built<T>(request: Result<T, impl Display>) -> Result<T, Trouble> {
 }
 
 /// TCP does not notice a server that hangs: it goes on acknowledging.
+async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    let late = |_| Err(Trouble::new(Cause::Timeout, &format!("{} s", limit.as_secs())));
+    tokio::time::timeout(limit, work).await.unwrap_or_else(late)
+}
+
 async fn within<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
-    match tokio::time::timeout(limit, request).await {
-        Ok(answer) => answer.map_err(|error| Trouble::of(&error)),
-        Err(_) => Err(Trouble::new(Cause::Timeout, &format!("{} s", limit.as_secs()))),
+    in_time(limit, async { request.await.map_err(|error| Trouble::of(&error)) }).await
+}
+
+/// Waits for the rest of a body.
+async fn whole(body: Body, largest: usize) -> Result<Bytes, Trouble> {
+    match Limited::new(body, largest).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) => Err(match error.downcast::<kube::Error>() {
+            Ok(error) => Trouble::of(&error),
+            Err(error) => Trouble::new(Cause::BadAnswer, &error.to_string()),
+        }),
     }
 }
 

@@ -17,6 +17,7 @@ pub mod publish;
 mod sync;
 mod trouble;
 mod watch;
+mod wire;
 
 pub use client::Api;
 pub use nodes::KubeNodes;

@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use kube::core::WatchEvent;
 use kube::core::watch::Bookmark;
-use serde::de::DeserializeOwned;
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
@@ -69,7 +68,7 @@ pub(super) trait Kind {
     /// What to do when we may not read them.
     const FORBIDDEN: &'static str;
     /// One of them as it is decoded.
-    type Object: DeserializeOwned + Clone + 'static;
+    type Object;
     /// What is said of one.
     type Facts;
 

@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
 use fastrand::Rng;
-use futures_util::stream::StreamExt as _;
 use tracing::debug;
 
-use super::client::{Api, Events};
+use super::client::Api;
 use super::sync::{Ask, Kind, Sync};
 use super::trouble::Trouble;
+use super::wire::Events;
+use crate::lease::FromProtobuf;
 use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
 
@@ -22,11 +23,11 @@ pub(super) struct Watcher<K: Kind> {
     sync: Sync<K>,
     api: Api,
     metrics: ApiMetrics,
-    watch: Option<Events<K::Object>>,
+    watch: Option<Events>,
     seen: Seen,
 }
 
-impl<K: Kind> Watcher<K> {
+impl<K: Kind<Object: FromProtobuf>> Watcher<K> {
     /// Nothing is asked before the first [`Watcher::next`]. What is older than the version in `seen` will be doubted.
     pub(super) fn new(kind: K, seen: Seen, api: Api, metrics: ApiMetrics) -> Self {
         let sync = Sync::new(kind, seen.borrow().clone(), Rng::new());
@@ -76,7 +77,7 @@ impl<K: Kind> Watcher<K> {
                 match said {
                     Err(_) => self.sync.silent(),
                     Ok(None) => self.sync.ended(Instant::now()),
-                    Ok(Some(Err(error))) => Err(Trouble::of(&error)),
+                    Ok(Some(Err(trouble))) => Err(trouble),
                     Ok(Some(Ok(event))) => {
                         self.metrics.heard(SystemTime::now());
                         self.sync.said(event, Instant::now())

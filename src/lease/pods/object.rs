@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 
+use crate::lease::protobuf::{self, given};
+
 /// What a source says about one Pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodFacts {
@@ -20,7 +22,7 @@ pub struct PodFacts {
     pub addresses: Vec<IpAddr>,
 }
 
-/// One Pod, in JSON. Every field may be absent or null, and foreign fields are skipped.
+/// One Pod, in JSON or protobuf. Every field may be absent or null, and foreign fields are skipped.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(expecting = "a Pod")]
 pub struct PodObject {
@@ -58,6 +60,27 @@ struct Status {
 #[serde(expecting = "an object")]
 struct PodIp {
     ip: Option<String>,
+}
+
+impl From<protobuf::Pod> for PodObject {
+    fn from(pod: protobuf::Pod) -> Self {
+        Self {
+            metadata: pod.metadata.map(|metadata| Metadata {
+                name: given(metadata.name),
+                namespace: given(metadata.namespace),
+                resource_version: given(metadata.resource_version),
+                creation_timestamp: metadata.creation_timestamp.and_then(protobuf::Time::text),
+                deletion_timestamp: metadata.deletion_timestamp.and_then(protobuf::Time::text),
+            }),
+            spec: pod
+                .spec
+                .map(|spec| Spec { node_name: given(spec.node_name), host_network: Some(spec.host_network) }),
+            status: pod.status.map(|status| Status {
+                phase: given(status.phase),
+                pod_ips: Some(status.pod_ips.into_iter().map(|of| PodIp { ip: given(of.ip) }).collect()),
+            }),
+        }
+    }
 }
 
 /// A pod has one address per family; the API server lets no more pass.
