@@ -23,7 +23,7 @@ impl State {
             self.vtep.set(self.vteps());
         }
         let change = self.index.borrow_mut().set_own_addresses(&own);
-        self.adopt(&change, None);
+        self.adopt(&change);
         self.publish_goal();
     }
 

@@ -8,6 +8,7 @@ mod goal;
 mod interface;
 mod kubernetes;
 mod memory;
+mod pace;
 mod passes;
 mod pods;
 mod roaming;
@@ -192,6 +193,7 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
     spawn_local(roaming::roam(state.clone(), handle, moved));
 
     let mut programming = spawn_local(program(state.clone(), kernel));
+    spawn_local(pace::adopt(state.clone()));
     // One future for good: a source that is asked anew after every other event would lose its place.
     let mut following = pin!(follow(state, leases));
     let mut fold = tokio::time::interval(FOLD);
@@ -230,7 +232,7 @@ fn relocate(state: &State, forwarding: &mut Option<Forwarding>, external: Extern
 
 async fn follow(state: &State, leases: &mut impl LeaseSource) -> Infallible {
     loop {
-        state.absorb(leases.next().await);
+        state.hear(leases.next().await);
     }
 }
 

@@ -51,7 +51,7 @@ impl State {
             return;
         }
         let change = self.index.borrow_mut().set_own_macs(macs);
-        self.adopt(&change, None);
+        self.adopt(&change);
     }
 
     /// What fails for single peers, and what is not as it should be without stopping packets.

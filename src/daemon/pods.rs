@@ -26,8 +26,7 @@ pub(super) async fn follow(state: Rc<State>, mut pods: KubePods) {
 }
 
 impl State {
-    /// Takes in what the source said about Pods, up to and including the data path. Whatever becomes of them, the map of
-    /// nodes is not affected.
+    /// Takes in what the source said about Pods. Whatever becomes of them, the map of nodes is not affected.
     fn absorb_pods(&self, news: News<PodFacts>, at: Instant) {
         let change = {
             let mut index = self.index.borrow_mut();
@@ -50,7 +49,7 @@ impl State {
             info!("pods can be read again");
         }
         if change.snapshot {
-            self.adopt(&change, Some(at));
+            self.note_heard(&change, at);
         }
     }
 

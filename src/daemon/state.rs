@@ -53,6 +53,10 @@ pub(super) struct State {
     pub(super) notices: watch::Sender<Vec<Notice>>,
     /// Rings when the source has said something new.
     pub(super) learned: Notify,
+    /// What of it is not in force yet.
+    heard: RefCell<Heard>,
+    /// Rings when there is such.
+    pub(super) news: Notify,
     /// The interface that carries the overlay, once it is chosen.
     pub(super) external: RefCell<Option<ExternalInterface>>,
     /// Whether VXLAN devices leave checksums to what is below; `None` for whatever they do.
@@ -70,6 +74,14 @@ pub(super) struct State {
     /// Refusals and mismatches that were logged, so that each is logged once.
     complaints: RefCell<BTreeSet<String>>,
     pub(super) subnet_env: RefCell<Option<String>>,
+}
+
+/// What the index knows and nothing else does yet.
+#[derive(Default)]
+struct Heard {
+    change: Change,
+    /// When each piece of it came.
+    since: Vec<Instant>,
 }
 
 /// The uid of a Node, and keys and values of annotations.
@@ -111,6 +123,8 @@ impl State {
             on_move: RefCell::default(),
             notices: watch::Sender::default(),
             learned: Notify::new(),
+            heard: RefCell::default(),
+            news: Notify::new(),
             external: RefCell::default(),
             tx_checksum: Cell::default(),
             vtep: Cell::default(),
@@ -145,41 +159,69 @@ impl State {
 
     /// Takes in what the lease source said, up to and including the data path.
     pub(super) fn absorb(&self, arrival: Arrival) {
-        let change = {
-            let mut index = self.index.borrow_mut();
-            match arrival.event {
-                LeaseEvent::Reset(nodes) => index.reset(nodes),
-                LeaseEvent::Apply(node) => index.apply(*node),
-                LeaseEvent::Delete(name) => index.delete(&name),
-                LeaseEvent::Restored => Change::default(),
-                LeaseEvent::Remembered(nodes, saved) => {
-                    let text = format!("started from cache, with the nodes of {saved}");
-                    warn!(nodes = nodes.len(), "{text}");
-                    self.health.borrow_mut().from_cache = Some(text);
-                    let change = index.reset(nodes);
-                    drop(index);
-                    self.adopt(&change, None);
-                    return;
+        self.hear(arrival);
+        self.adopt_heard();
+    }
+
+    /// Takes in what the lease source said. It is in force after the next [`State::adopt_heard`].
+    pub(super) fn hear(&self, arrival: Arrival) {
+        let mut index = self.index.borrow_mut();
+        let (change, one) = match arrival.event {
+            LeaseEvent::Reset(nodes) => (index.reset(nodes), false),
+            LeaseEvent::Apply(node) => (index.apply(*node), true),
+            LeaseEvent::Delete(name) => (index.delete(&name), true),
+            LeaseEvent::Restored => (Change::default(), false),
+            LeaseEvent::Remembered(nodes, saved) => {
+                let text = format!("started from cache, with the nodes of {saved}");
+                warn!(nodes = nodes.len(), "{text}");
+                self.health.borrow_mut().from_cache = Some(text);
+                let change = index.reset(nodes);
+                drop(index);
+                self.adopt(&change);
+                return;
+            }
+            LeaseEvent::Trouble(text) => {
+                drop(index);
+                if self.health.borrow().source_trouble.as_ref() != Some(&text) {
+                    warn!("leases stay as they are: {text}");
                 }
-                LeaseEvent::Trouble(text) => {
-                    if self.health.borrow().source_trouble.as_ref() != Some(&text) {
-                        warn!("leases stay as they are: {text}");
-                    }
-                    self.health.borrow_mut().source_trouble = Some(text);
-                    self.metrics.source_up.set(0);
-                    self.refresh_waiting();
-                    return;
-                }
+                self.health.borrow_mut().source_trouble = Some(text);
+                self.metrics.source_up.set(0);
+                self.refresh_waiting();
+                return;
             }
         };
+        drop(index);
         if self.health.borrow_mut().source_trouble.take().is_some() {
             info!(source = self.source, "leases can be read again");
         }
         self.health.borrow_mut().from_cache = None;
         self.metrics.source_up.set(1);
-        self.adopt(&change, Some(arrival.at));
         if change.snapshot {
             self.learned.notify_one();
+        }
+        // Most events of a real cluster are heartbeats of nodes that stay as they are: nothing is walked for them.
+        if change.snapshot || !one {
+            self.note_heard(&change, arrival.at);
+        }
+    }
+
+    /// Notes a change of the index that came at `at`, to be put in force soon.
+    pub(super) fn note_heard(&self, change: &Change, at: Instant) {
+        let mut heard = self.heard.borrow_mut();
+        heard.change.add(change);
+        if change.moves_packets() {
+            heard.since.push(at);
+        }
+        self.news.notify_one();
+    }
+
+    /// Puts in force what was heard, all of it at once.
+    pub(super) fn adopt_heard(&self) {
+        let Heard { change, since } = self.heard.take();
+        self.adopt(&change);
+        for at in since {
+            self.metrics.observe_latency(at.elapsed());
         }
     }
 
@@ -193,8 +235,7 @@ impl State {
         cache::render(scope, saved, version, self.index.borrow().facts())
     }
 
-    pub(super) fn adopt(&self, change: &Change, since: Option<Instant>) {
-        // Most events of a real cluster are heartbeats of nodes that stay as they are: nothing is walked for them.
+    pub(super) fn adopt(&self, change: &Change) {
         // Without an own lease everything is looked at, so that the reason for waiting is the present one.
         if !change.snapshot && self.has_own_lease() {
             self.check_own_node();
@@ -208,9 +249,6 @@ impl State {
         if change.moves_packets() {
             self.publish_table();
             self.publish_goal();
-            if let Some(since) = since {
-                self.metrics.observe_latency(since.elapsed());
-            }
             info!(
                 added = change.added,
                 removed = change.removed,

@@ -308,6 +308,16 @@ pub struct Change {
 }
 
 impl Change {
+    /// Adds what a later call changed.
+    pub fn add(&mut self, later: &Self) {
+        self.added += later.added;
+        self.removed += later.removed;
+        self.changed += later.changed;
+        self.own |= later.own;
+        self.pods |= later.pods;
+        self.snapshot |= later.snapshot;
+    }
+
     /// Whether the forwarding table has to be built anew.
     pub fn moves_packets(&self) -> bool {
         self.added + self.removed + self.changed > 0 || self.own || self.pods

@@ -30,6 +30,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// The same for what failed on a peer's account.
 const PEER_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 
+/// A rest takes as long as the pass before it, but no longer than this. What comes meanwhile, the events of our own
+/// changes above all, is looked at in one pass.
+const REST: Duration = Duration::from_millis(50);
+
 /// Runs until the sender of `goals` is dropped; `begin` and `report` frame each pass.
 pub async fn run<K: Kernel>(
     mut kernel: K,
@@ -40,14 +44,18 @@ pub async fn run<K: Kernel>(
     let mut settled: Option<Arc<Desired>> = None;
     let mut failing = Failing::default();
     let mut retry = RETRY.0;
+    let mut rested = Instant::now();
     loop {
+        tokio::time::sleep_until(rested).await;
         let goal = goals.borrow_and_update().clone();
         let wait = match goal {
             None => None,
             Some(intent) => {
                 begin();
+                let begun = Instant::now();
                 let pass = pass::run(&mut kernel, &intent, settled.as_deref(), &mut failing).await;
                 report(&pass);
+                rested = Instant::now() + begun.elapsed().min(REST);
                 if pass.converged() {
                     settled = pass.desired;
                     retry = RETRY.0;
