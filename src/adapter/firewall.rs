@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::iptables::{self, Programs, Saved};
 pub use super::nft::GuardCounters;
-use super::nft::{self, FirewallEvents, Nft, Survey};
+use super::nft::{self, FirewallEvents, Nft, OwnTable, Survey};
 use super::program::Failure;
 use crate::plan::firewall::iptables::random_fully;
 use crate::plan::firewall::{
@@ -43,7 +43,7 @@ pub struct Firewall {
     /// What each home was last told, and what it looked like then.
     applied: BTreeMap<Home, (Rules, u64)>,
     /// What our own table was last told, and what it looked like then.
-    guard: Option<(Guard, u64)>,
+    guard: Option<(Guard, OwnTable)>,
     /// When the guard's checks were last told to hold on.
     renewed: Instant,
     /// Legacy iptables as it was last read.
@@ -95,14 +95,14 @@ impl Firewall {
             homes: digests.into_iter().map(held).collect(),
             variant: self.chosen,
             installed: self.programs.installed(),
-            guard: survey.own_table.map(|digest| self.held_guard(digest)),
+            guard: survey.own_table.map(|table| self.held_guard(table)),
             foreign,
         })
     }
 
     /// How our own table stands. To look at it is also to say that somebody does: its checks hold no longer than that.
-    fn held_guard(&mut self, digest: u64) -> HeldGuard {
-        let Some((guard, _)) = self.guard.as_ref().filter(|(_, applied)| *applied == digest) else {
+    fn held_guard(&mut self, table: OwnTable) -> HeldGuard {
+        let Some((guard, _)) = self.guard.as_ref().filter(|(_, applied)| *applied == table) else {
             return HeldGuard::Changed;
         };
         if guard.check.is_some() && self.renewed.elapsed() >= RENEWAL {
@@ -243,18 +243,25 @@ impl Firewall {
         Ok(now.filter(|_| same))
     }
 
-    /// Whatever keeps a change of elements from working, the whole table stands on its own.
+    /// Whatever keeps a change of members from working, the whole table stands on its own.
     async fn update_guard(&mut self, before: &Guard, after: &Guard) -> Result<(), Failure> {
-        if let Some(script) = after.update(before)
-            && self.load_guard(after, &script).await.is_ok()
+        let held = self.guard.take().filter(|(held, _)| held == before);
+        if let Some((_, table)) = held
+            && let Some(update) = after.update(before)
+            && self.nft.change_members(&update).ok().flatten() == Some(table.after(&update))
         {
+            self.guard = Some((after.clone(), table.after(&update)));
             return Ok(());
         }
         self.install_guard(after).await
     }
 
     async fn install_guard(&mut self, guard: &Guard) -> Result<(), Failure> {
-        self.load_guard(guard, &guard.script()).await?;
+        self.guard = None;
+        let before = nft::generation().map_err(failure)?;
+        nft::load(&guard.script()).await?;
+        let table = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
+        self.guard = Some((guard.clone(), table.ok_or_else(disturbed)?));
         if guard.check.is_some()
             && let Err(error) = nft::renew_guard()
         {
@@ -262,15 +269,6 @@ impl Firewall {
             return Err(failure(error));
         }
         self.renewed = Instant::now();
-        Ok(())
-    }
-
-    async fn load_guard(&mut self, guard: &Guard, script: &str) -> Result<(), Failure> {
-        self.guard = None;
-        let before = nft::generation().map_err(failure)?;
-        nft::load(script).await?;
-        let digest = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
-        self.guard = Some((guard.clone(), digest.ok_or_else(disturbed)?));
         Ok(())
     }
 

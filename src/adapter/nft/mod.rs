@@ -12,16 +12,17 @@ use encap::Family;
 
 pub(super) use self::events::FirewallEvents;
 pub use self::own_table::GuardCounters;
-use self::own_table::{DATA_VALUE, ELEMENT_KEY, SET_ELEMENTS, SET_NAME};
+pub(super) use self::own_table::OwnTable;
+use self::own_table::{DATA_VALUE, ELEMENT_KEY, LIST_ELEMENT, SET_ELEMENTS, SET_NAME};
 pub(super) use self::survey::Survey;
 use self::survey::{CHAIN_NAME, RULE_CHAIN, RULE_HANDLE, TABLE_NAME, number_of};
 use self::wire::{Message, NFPROTO_INET, kind};
 use super::program::{self, Failure};
 use crate::plan::firewall::iptables::Table;
-use crate::plan::firewall::{OWN_TABLE, guard, nftables};
+use crate::plan::firewall::guard::{self, Update};
+use crate::plan::firewall::{OWN_TABLE, nftables};
 
-/// `NFTA_LIST_ELEM` and `NFTA_SET_ELEM_TIMEOUT`.
-const LIST_ELEMENT: u16 = 1;
+/// `NFTA_SET_ELEM_TIMEOUT`.
 const ELEMENT_TIMEOUT: u16 = 4;
 
 /// Reads nftables, and remembers what it read for as long as nothing changes.
@@ -38,6 +39,19 @@ impl Nft {
             self.seen = survey::survey()?;
         }
         Ok(&self.seen)
+    }
+
+    /// Changes who may send into the tunnel; says how our table stands then. As long as nobody else changes anything at
+    /// the same moment, that is known without reading it back.
+    pub(super) fn change_members(&mut self, update: &Update) -> Result<Option<OwnTable>> {
+        let before = survey::generation()?;
+        own_table::change(update)?;
+        let alone = before.is_some() && before == self.seen.generation;
+        if alone && survey::generation()? == before.map(|before| before.wrapping_add(1)) {
+            self.seen.generation = before.map(|before| before.wrapping_add(1));
+            self.seen.own_table = self.seen.own_table.map(|table| table.after(update));
+        }
+        Ok(self.survey()?.own_table)
     }
 }
 

@@ -7,8 +7,11 @@ use anyhow::Result;
 
 use super::survey::TABLE_NAME;
 use super::wire::{self, Message, NFPROTO_INET, kind, text};
-use crate::plan::firewall::{OWN_TABLE, guard};
+use crate::plan::firewall::guard::{self, Member, Update};
+use crate::plan::firewall::OWN_TABLE;
 
+/// `NFTA_LIST_ELEM`.
+pub(super) const LIST_ELEMENT: u16 = 1;
 const ELEMENT_EXPIRATION: u16 = 5;
 const ELEMENT_KEY_END: u16 = 10;
 const OBJECT_NAME: u16 = 2;
@@ -20,15 +23,63 @@ pub(super) const SET_ELEMENTS: u16 = 3;
 pub(super) const ELEMENT_KEY: u16 = 1;
 pub(super) const DATA_VALUE: u16 = 1;
 
-/// A digest of what is in a set of our own table, in whatever order the kernel keeps it.
-pub(super) fn members(set: &str) -> Result<u64> {
+/// What table `inet loden` says, by digests. Members are a sum, whatever order the kernel keeps them in: so what a
+/// change makes of it is known without reading thousands of them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct OwnTable {
+    pub(super) rules: u64,
+    pub(super) members: u64,
+}
+
+impl OwnTable {
+    /// The same table after a change.
+    pub(in super::super) fn after(self, update: &Update) -> Self {
+        let sum = |members: &[Member]| {
+            let all = members.iter().map(|member| digest(member.set, Some(&member.key), member.end.as_deref()));
+            all.fold(0, u64::wrapping_add)
+        };
+        let members = self.members.wrapping_sub(sum(&update.removed)).wrapping_add(sum(&update.added));
+        Self { members, ..self }
+    }
+}
+
+/// A digest of the members of our sets.
+pub(super) fn members() -> Result<u64> {
     let mut sum = 0_u64;
-    each_member(set, |element| {
-        let mut hasher = DefaultHasher::new();
-        [ELEMENT_KEY, ELEMENT_KEY_END].map(|kind| wire::attribute(element, kind)).hash(&mut hasher);
-        sum = sum.wrapping_add(hasher.finish());
-    })?;
+    for set in guard::SETS {
+        each_member(set, |element| {
+            let value = |kind| wire::attribute(wire::attribute(element, kind)?, DATA_VALUE);
+            sum = sum.wrapping_add(digest(set, value(ELEMENT_KEY), value(ELEMENT_KEY_END)));
+        })?;
+    }
     Ok(sum)
+}
+
+fn digest(set: &str, key: Option<&[u8]>, end: Option<&[u8]>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (set, key, end).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Changes the members of our sets, in one transaction.
+pub(super) fn change(update: &Update) -> Result<()> {
+    // A prefix that takes the place of one it overlaps needs the old one gone.
+    let removed = update.removed.iter().map(|member| element(kind::DEL_ELEMENT, member));
+    let added = update.added.iter().map(|member| element(kind::NEW_ELEMENT, member).create());
+    wire::commit(removed.chain(added).collect())
+}
+
+fn element(kind: u16, member: &Member) -> Message {
+    let message = Message::new(kind, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, member.set);
+    message.nested(SET_ELEMENTS, |list| {
+        list.nested(LIST_ELEMENT, |element| {
+            let keyed = element.nested(ELEMENT_KEY, |key| key.bytes(DATA_VALUE, &member.key));
+            match &member.end {
+                Some(end) => keyed.nested(ELEMENT_KEY_END, |key| key.bytes(DATA_VALUE, end)),
+                None => keyed,
+            }
+        })
+    })
 }
 
 fn each_member(set: &str, mut each: impl FnMut(&[u8])) -> Result<()> {

@@ -9,10 +9,10 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use anyhow::Result;
 use encap::Family;
 
-use super::own_table;
+use super::own_table::{self, LIST_ELEMENT, OwnTable};
 use super::wire::{self, Message, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, Part, kind, number, text};
 use crate::plan::firewall::iptables::Table;
-use crate::plan::firewall::{Foreign, Home, Hook, OWN_TABLE, Obstacle, Variant, guard, nftables};
+use crate::plan::firewall::{Foreign, Home, Hook, OWN_TABLE, Obstacle, Variant, nftables};
 
 const NF_INET_LOCAL_IN: u32 = 1;
 const NF_INET_FORWARD: u32 = 2;
@@ -32,7 +32,6 @@ const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
-const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 const IMMEDIATE_DATA: u16 = 2;
@@ -50,8 +49,8 @@ pub(in super::super) struct Survey {
     pub(in super::super) generation: Option<u32>,
     /// Homes that hold anything under flannel's names, with a digest of what they say.
     pub(in super::super) homes: BTreeMap<Home, u64>,
-    /// A digest of our own table, if there is one.
-    pub(in super::super) own_table: Option<u64>,
+    /// Our own table, if there is one.
+    pub(in super::super) own_table: Option<OwnTable>,
     /// What others have put in the way.
     pub(in super::super) foreign: Foreign,
     /// Chains of others on our packets' way, by family, table and name.
@@ -166,11 +165,7 @@ fn look() -> Result<Survey> {
         }
     }
     if own_table {
-        guard::SETS.iter().try_for_each(|set| {
-            own_table::members(set)?.hash(&mut own_digest);
-            Ok::<_, anyhow::Error>(())
-        })?;
-        found.own_table = Some(own_digest.finish());
+        found.own_table = Some(OwnTable { rules: own_digest.finish(), members: own_table::members()? });
     }
     found.homes = digests.into_iter().map(|(home, digest)| (home, digest.finish())).collect();
     Ok(found)

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use encap::{Prefix, Vni};
 
 use super::OWN_TABLE;
+pub use members::{Member, Update};
 
 /// Outer addresses of the other nodes, and the pod prefixes that each may send from. No prefix of an address covers
 /// another of it: the kernel's interval sets refuse overlaps.
@@ -141,25 +142,6 @@ impl Guard {
         }
         text.push_str("}\n");
         text
-    }
-
-    /// The transaction from `before` to this, when they differ in nothing but who sends.
-    pub fn update(&self, before: &Self) -> Option<String> {
-        if (Self { senders: self.senders.clone(), ..before.clone() }) != *self {
-            return None;
-        }
-        let (old, new) = (before.elements(), self.elements());
-        let mut text = String::new();
-        // A prefix that takes the place of one it overlaps needs the old one gone, and all of it is one transaction.
-        for (verb, from, without) in [("delete", &old, &new), ("add", &new, &old)] {
-            for (set, elements) in from {
-                let gone: Vec<&str> = elements.difference(&without[set]).map(String::as_str).collect();
-                if !gone.is_empty() {
-                    let _ = writeln!(text, "{verb} element inet {OWN_TABLE} {set} {{ {} }}", gone.join(", "));
-                }
-            }
-        }
-        Some(text)
     }
 
     fn elements(&self) -> Elements {
@@ -323,5 +305,6 @@ fn hexadecimal(prefix: &Prefix) -> String {
     format!("{:#0width$x}{host}", number(prefix), width = digits + 2)
 }
 
+mod members;
 #[cfg(test)]
 mod tests;

@@ -50,22 +50,49 @@ fn a_family_without_a_cluster_network_has_no_source_to_check() {
     assert!(text.contains("    @th,224,16 0x86dd return\n") && !text.contains("@pairs46"), "{text}");
 }
 
+/// `set first-last` for each member, in hexadecimal.
+fn shown(members: &[Member]) -> Vec<String> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let end = |member: &Member| member.end.as_ref().map(|end| format!("-{}", hex(end))).unwrap_or_default();
+    members.iter().map(|member| format!("{} {}{}", member.set, hex(&member.key), end(member))).collect()
+}
+
 #[test]
 fn only_what_differs_is_changed() {
     let (before, after) = (guard(&[N2]), guard(&[N2, N3]));
-    assert_eq!(before.update(&before).unwrap(), "");
+    assert_eq!(before.update(&before), Some(Update::default()));
+    let n3 = "fd770000000000000000000000000003";
+    let joined = after.update(&before).unwrap();
     assert_eq!(
-        after.update(&before).unwrap(),
-        "add element inet loden nodes6 { fd77::3 }\n\
-         add element inet loden pairs64 { fd77::3 . 0x0af40300/25, fd77::3 . 0x0af40709 }\n"
+        shown(&joined.added),
+        [
+            format!("nodes6 {n3}"),
+            format!("pairs64 {n3}0af40300-{n3}0af4037f"),
+            format!("pairs64 {n3}0af40709-{n3}0af40709"),
+        ]
     );
+    assert!(joined.removed.is_empty());
+    let left = before.update(&after).unwrap();
+    assert_eq!((left.removed, left.added), (joined.added, joined.removed));
     let narrower = guard(&[("192.168.77.2", &["10.244.2.0/25", "fd10:244:0:2::/64"])]);
-    assert_eq!(
-        narrower.update(&before).unwrap(),
-        "delete element inet loden pairs44 { 192.168.77.2 . 0x0af40200/24 }\n\
-         add element inet loden pairs44 { 192.168.77.2 . 0x0af40200/25 }\n"
-    );
+    let narrowed = narrower.update(&before).unwrap();
+    assert_eq!(shown(&narrowed.removed), ["pairs44 c0a84d020af40200-c0a84d020af402ff"]);
+    assert_eq!(shown(&narrowed.added), ["pairs44 c0a84d020af40200-c0a84d020af4027f"]);
     assert_eq!(Guard { port: 4789, ..after }.update(&before), None);
+}
+
+#[test]
+fn what_checks_nothing_knows_nodes_only() {
+    let unchecked = |entries| Guard { check: None, ..guard(entries) };
+    let update = unchecked(&[N2]).update(&unchecked(&[])).unwrap();
+    assert_eq!(shown(&update.added), ["nodes4 c0a84d02"]);
+}
+
+#[test]
+fn a_whole_cluster_is_no_update() {
+    let entries = (0..2000_u32).map(|number| (IpAddr::from((number + (10 << 24)).to_be_bytes()), Vec::new()));
+    let all = Guard { senders: Senders::new(entries), ..guard(&[]) };
+    assert_eq!(all.update(&guard(&[])), None);
 }
 
 #[test]
