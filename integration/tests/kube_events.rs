@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         .check("the Event is one, however many daemons see the same, and kubectl shows it", one_event)
         .check("a Node whose refusal is over at once gets no Event", passing)
         .check("the own Node without a podCIDR gets an Event", own_node)
+        .check("a Node of another backend gets an Event", other_backend)
+        .check("A4.3: a public-ip that its Node does not list is used, and said in log, metric, routes and an Event", unlisted)
         .check("without the right to write Events the map is whole", forbidden)
         .main()
 }
@@ -140,6 +142,45 @@ fn own_node(kube: &mut Kube, _: &Notes) -> Result<()> {
     kube.cluster.remove_node(&third)
 }
 
+fn other_backend(kube: &mut Kube, _: &Notes) -> Result<()> {
+    let name = kube.create(60)?;
+    kube.set(&name, "backend-type", Some("vxlan"))?;
+    let (event, _) = wait_event(kube, &name)?;
+    ensure!(event.reason.as_deref() == Some("BackendMismatch"), "{event:?}");
+    let message = event.message.unwrap_or_default();
+    ensure!(message.contains("vxlan") && message.contains("Backend.Type"), "{message}");
+    ensure!(kube.metric("loden_backend_mismatches", &[])? == 1.0);
+    kube.server.delete_node(&name)?;
+    kube.wait_gone(&name).map(drop)
+}
+
+fn unlisted(kube: &mut Kube, _: &Notes) -> Result<()> {
+    let node = kube.first.manifest();
+    let name = node.name.clone();
+    let elsewhere = kube.second.address.to_string();
+    create(kube, annotated(node))?;
+    kube.wait_traffic(kube.first.pod(7), &kube.first)?;
+    ensure!(kube.metric("loden_unlisted_addresses", &[])? == 0.0, "all is as it should be");
+    kube.set(&name, "public-ip", Some(&elsewhere))?;
+    kube.wait_traffic(kube.first.pod(7), &kube.second)?;
+    let daemon = kube.n1()?.daemon()?;
+    daemon.wait_log("is none of its status.addresses")?;
+    wait::until_true("the metric", || Ok(kube.metric("loden_unlisted_addresses", &[])? == 1.0))?;
+    let row = kube.n1()?.route(&name)?.unwrap_or_default();
+    ensure!(row.to_string().contains("status.addresses"), "{row}");
+    let told = || Ok(events(kube, &name)?.into_iter().find(|e| e.reason.as_deref() == Some("AddressNotListed")));
+    let (event, _) = wait::until("an Event", told)?;
+    let message = event.message.unwrap_or_default();
+    ensure!(message.contains(&elsewhere) && message.contains("public-ip-overwrite"), "{message}");
+    ensure!(daemon.get("/readyz")?.body == "flanneld is ready", "it is no fault");
+    // Who writes it into the overwrite too, means it.
+    kube.set(&name, "public-ip-overwrite", Some(&elsewhere))?;
+    wait::until_true("nothing to warn of", || Ok(kube.metric("loden_unlisted_addresses", &[])? == 0.0))?;
+    kube.wait_traffic(kube.first.pod(7), &kube.second)?;
+    kube.server.delete_node(&name)?;
+    kube.wait_gone(&name).map(drop)
+}
+
 fn forbidden(kube: &mut Kube, _: &Notes) -> Result<()> {
     let role = kube.server.kubectl(&["get", "clusterrole", "flannel", "-o", "jsonpath={.rules}"])?;
     let rules: Vec<Value> = serde_json::from_str(&role)?;
@@ -168,7 +209,7 @@ fn forbidden(kube: &mut Kube, _: &Notes) -> Result<()> {
     })?;
     create(kube, NodeManifest { name: "mute".into(), ..claiming(&kube.second, &kube.first) })?;
     let daemon = kube.n1()?.daemon()?;
-    daemon.wait_log("refused Nodes get no Event")?;
+    daemon.wait_log("refused and odd Nodes get no Event")?;
     ensure!(daemon.log()?.contains("403"), "the cause is named");
     ensure!(kube.metric("loden_node_events_total", &[("result", "failed")])? >= 1.0);
     kube.wait_traffic(kube.first.pod(7), &kube.first)?;

@@ -1,6 +1,6 @@
 //! What is different when the Kubernetes API is the source of leases: our own Node is written as well as read.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use anyhow::Result;
@@ -11,7 +11,7 @@ use crate::adapter::kube::publish::{self, Publication};
 use crate::adapter::kube::{Api, Cause, events};
 use crate::config::{DaemonArgs, Run};
 use crate::lease::annotation::Published;
-use crate::lease::{self, LodenCaps, Snapshot};
+use crate::lease::{self, LodenCaps, NodeFacts, Snapshot, Unlisted};
 use crate::telemetry::api::ApiMetrics;
 
 /// Prepares the way to the API server.
@@ -116,6 +116,13 @@ impl State {
             (external.addr.is_some(), external.addr.is_none())
         };
         (external.public_ip.filter(|_| v4), external.public_ip6.filter(|_| v6))
+    }
+
+    /// Which of the addresses that peers are told of us our own Node does not list.
+    pub(super) fn own_unlisted(&self, facts: Option<&NodeFacts>) -> Vec<Unlisted> {
+        let (v4, v6) = self.public_ips();
+        let told = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
+        told.filter_map(|ip| Unlisted::of(facts?, ip)).collect()
     }
 
     fn complain_of_own_node(&self, text: String) {

@@ -142,7 +142,8 @@ fn drops(shared: &Shared) -> Vec<DropView> {
 
 fn own(state: &State, snapshot: &Snapshot) -> RouteView {
     let health = state.health.borrow();
-    let note = health.own_trouble.clone().or_else(|| health.waiting.clone()).unwrap_or_default();
+    let unlisted = || snapshot.unlisted.iter().find(|odd| odd.node == state.node).map(ToString::to_string);
+    let note = health.own_trouble.clone().or_else(|| health.waiting.clone()).or_else(unlisted);
     let (v4, v6) = state.public_ips();
     let told = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
     // Until the external interface is chosen, what others say of us is the best guess.
@@ -152,7 +153,7 @@ fn own(state: &State, snapshot: &Snapshot) -> RouteView {
         prefixes: state.own_prefixes().iter().map(ToString::to_string).collect(),
         node_ip,
         node_ipv6,
-        note: (!note.is_empty()).then_some(note),
+        note,
         ..bare(&state.node, RouteState::Own, String::new())
     }
 }
@@ -163,7 +164,8 @@ fn active(state: &State, snapshot: &Snapshot, lease: &Lease) -> RouteView {
     let age = peer.last_seen.map(|seen| SystemTime::now().duration_since(seen).unwrap_or_default());
     let refused = snapshot.refused.iter().filter(|refusal| refusal.node == lease.node);
     let failing = state.failing.borrow().get(&lease.id).cloned();
-    let notes: Vec<String> = refused.map(ToString::to_string).chain(failing).collect();
+    let unlisted = snapshot.unlisted.iter().filter(|odd| odd.node == lease.node).map(ToString::to_string);
+    let notes: Vec<String> = refused.map(ToString::to_string).chain(failing).chain(unlisted).collect();
     let [node_ip, node_ipv6] = first_two(lease.public_ips());
     RouteView {
         node: lease.node.clone(),

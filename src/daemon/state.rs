@@ -241,7 +241,12 @@ impl State {
             self.check_own_node();
             return;
         }
-        let before = self.snapshot.replace(self.index.borrow_mut().snapshot());
+        let mut now = self.index.borrow_mut().snapshot();
+        let own = self.own_unlisted(now.own_facts.as_deref());
+        if !own.is_empty() {
+            Arc::make_mut(&mut now).unlisted.extend(own);
+        }
+        let before = self.snapshot.replace(now);
         if change.pods {
             self.note_pods(&before);
         }
@@ -324,6 +329,7 @@ impl State {
         }
         self.metrics.leases.set((snapshot.peers.len() + usize::from(self.has_own_lease())) as i64);
         self.metrics.mismatched.set(snapshot.mismatched.len() as i64);
+        self.metrics.unlisted.set(snapshot.unlisted.len() as i64);
         for label in Reason::LABELS {
             let count = snapshot.refused.iter().filter(|refusal| refusal.reason.as_str() == label).count();
             self.metrics.refused.with_label_values(&[label]).set(count as i64);
@@ -339,8 +345,10 @@ impl State {
 
     fn complain(&self, snapshot: &Snapshot) {
         let others = snapshot.refused.iter().filter(|refusal| refusal.node != self.node);
-        let texts =
-            others.map(ToString::to_string).chain(snapshot.mismatched.iter().map(ToString::to_string));
+        let texts = others
+            .map(ToString::to_string)
+            .chain(snapshot.mismatched.iter().map(ToString::to_string))
+            .chain(snapshot.unlisted.iter().map(ToString::to_string));
         let now: BTreeSet<String> = texts.collect();
         for text in now.difference(&self.complaints.borrow()) {
             warn!("{text}");

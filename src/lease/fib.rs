@@ -92,6 +92,7 @@ mod tests {
             ],
             refused: Vec::new(),
             mismatched: Vec::new(),
+            unlisted: Vec::new(),
             host_routes: Arc::default(),
             refused_pods: Arc::default(),
         };

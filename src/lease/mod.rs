@@ -19,6 +19,7 @@ mod pods;
 mod protobuf;
 mod snapshot;
 pub mod subnet_env;
+mod unlisted;
 pub mod vtep;
 
 use std::net::IpAddr;
@@ -35,6 +36,7 @@ pub use object::{NodeFlaw, NodeObject};
 pub use pods::{HostRoute, PodFacts, PodObject, PodReason, PodRefusal, PodSeen};
 pub use protobuf::FromProtobuf;
 pub use snapshot::{Change, Mismatch, OwnLease, Reason, Refusal, Snapshot};
+pub use unlisted::Unlisted;
 
 /// What a peer has been granted and how it is reached. Everything in it has been checked.
 ///

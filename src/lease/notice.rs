@@ -1,8 +1,9 @@
-//! What the cluster is told of refused Nodes, and by which daemon: every daemon sees the same, and one word is enough.
+//! What the cluster is told of Nodes that are refused or odd, and by which daemon: every daemon sees the same, and one word
+//! is enough.
 
-use super::{Reason, Refusal, Snapshot};
+use super::{Mismatch, Reason, Refusal, Snapshot, Unlisted};
 
-/// Of one Node that is refused, to be told to whoever looks at that Node.
+/// Of one Node, to be told to whoever looks at that Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// The same from every daemon that sees this, and another for everything else: a DNS subdomain.
@@ -11,6 +12,8 @@ pub struct Notice {
     pub node: String,
     /// Its `metadata.uid`.
     pub uid: String,
+    /// The sort of thing that is wrong: an Event's reason.
+    pub reason: &'static str,
     /// What is wrong, and what to do.
     pub message: String,
 }
@@ -23,28 +26,41 @@ const MOST: usize = 64;
 const NAMED: usize = 200;
 
 /// What the daemon on `own` has to tell. It always speaks of its own Node, and of what only itself can see: that a peer
-/// claims its address.
+/// claims its address. What is refused comes first.
 pub fn notices<'a>(snapshot: &Snapshot, own: &str, uid: impl Fn(&str) -> Option<&'a str>) -> Vec<Notice> {
     // flannel tells nobody anything.
     let able = snapshot.peers.iter().filter(|lease| lease.caps.is_some()).map(|lease| lease.node.as_str());
     let able: Vec<&str> = able.collect();
-    let mine = |refusal: &&Refusal| {
-        refusal.node == own
-            || matches!(refusal.reason, Reason::OwnAddress | Reason::OwnMac)
-            || speaks(own, &refusal.node, able.iter().copied())
-    };
-    let notice = |refusal: &Refusal| {
-        let uid = uid(&refusal.node)?;
-        let seen = [uid, refusal.reason.as_str(), refusal.field, &refusal.value];
-        let name: String = refusal.node.chars().take(NAMED).collect();
+    let speaks = |node: &str| node == own || speaks(own, node, able.iter().copied());
+    let notice = |node: &str, reason, seen: [&str; 3], message: &dyn Fn() -> String| {
+        let uid = uid(node)?;
+        let [what, field, value] = seen;
+        let name: String = node.chars().take(NAMED).collect();
         Some(Notice {
-            id: format!("{}.{:016x}", name.trim_end_matches(['-', '.']), hash(&seen)),
-            node: refusal.node.clone(),
+            id: format!("{}.{:016x}", name.trim_end_matches(['-', '.']), hash(&[uid, what, field, value])),
+            node: node.to_owned(),
             uid: uid.to_owned(),
-            message: refusal.to_string(),
+            reason,
+            message: message(),
         })
     };
-    snapshot.refused.iter().filter(mine).filter_map(notice).take(MOST).collect()
+    let refused = snapshot.refused.iter().filter_map(|refusal| {
+        let Refusal { node, field, value, reason, .. } = refusal;
+        let ours = matches!(reason, Reason::OwnAddress | Reason::OwnMac) || speaks(node);
+        let seen = [reason.as_str(), field, value];
+        ours.then(|| notice(node, "LeaseRefused", seen, &|| refusal.to_string())).flatten()
+    });
+    let mismatched = snapshot.mismatched.iter().filter_map(|mismatch| {
+        let Mismatch { node, theirs, ours } = mismatch;
+        let seen = ["backend_mismatch", ours, theirs];
+        speaks(node).then(|| notice(node, "BackendMismatch", seen, &|| mismatch.to_string())).flatten()
+    });
+    let unlisted = snapshot.unlisted.iter().filter_map(|odd| {
+        let Unlisted { node, field, address } = odd;
+        let seen = ["unlisted", field, &address.to_string()];
+        speaks(node).then(|| notice(node, "AddressNotListed", seen, &|| odd.to_string())).flatten()
+    });
+    refused.chain(mismatched).chain(unlisted).take(MOST).collect()
 }
 
 /// Whether `own` is among the few of `others` and itself that speak of `node`. All daemons agree without a word, as far
@@ -101,6 +117,13 @@ mod tests {
         assert!(told("n1", vec![refusal("unknown", "a")]).is_empty());
         let long = told("n1", vec![refusal(&format!("{}.x", "a".repeat(199)), "a")]);
         assert!(long[0].id.len() <= 253 && !long[0].id.contains(".."), "{}", long[0].id);
+        let mismatch = Mismatch { node: "n4".into(), theirs: "vxlan".into(), ours: "" };
+        let address = "192.0.2.9".parse().unwrap();
+        let odd = Unlisted { node: "n5".into(), field: "public-ip", address };
+        let snapshot = Snapshot { mismatched: vec![mismatch], unlisted: vec![odd], ..Snapshot::default() };
+        let told_of: Vec<_> =
+            notices(&snapshot, "n1", |_| Some("uid")).into_iter().map(|n| (n.node, n.reason)).collect();
+        assert_eq!(told_of, [("n4".into(), "BackendMismatch"), ("n5".into(), "AddressNotListed")]);
         let many = (0..1000).map(|n| refusal(&format!("m{n}"), "a")).collect();
         assert_eq!(told("n1", many).len(), MOST);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use encap::{Family, Prefix};
 
-use super::{HostRoute, Lease, NodeFacts, PodRefusal};
+use super::{HostRoute, Lease, NodeFacts, PodRefusal, Unlisted};
 use crate::config::excerpt;
 
 /// The map at one moment.
@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub refused: Vec<Refusal>,
     /// Nodes that run another backend, sorted by name.
     pub mismatched: Vec<Mismatch>,
+    /// Peers in force whose public address their Node does not list, sorted by name.
+    pub unlisted: Vec<Unlisted>,
     /// Pods outside their node's podCIDR, sorted by address. Those of peers are among their leases' prefixes, too.
     pub host_routes: Arc<[HostRoute]>,
     /// Pods whose address gets no host route, sorted by address.

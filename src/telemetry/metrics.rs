@@ -32,6 +32,8 @@ pub struct Metrics {
     pub refused: IntGaugeVec,
     /// Peers of another backend type.
     pub mismatched: IntGauge,
+    /// Nodes whose public address is none that they list.
+    pub unlisted: IntGauge,
     /// Pods that are routed by their own address.
     pub host_routes: IntGauge,
     /// Pods outside their node's podCIDR that are not, by reason.
@@ -115,6 +117,10 @@ impl Metrics {
                 "loden_backend_mismatches",
                 "Nodes that use another backend than this one",
             )?,
+            unlisted: IntGauge::new(
+                "loden_unlisted_addresses",
+                "Public addresses in use that are none of their Node's status.addresses, the node's own included",
+            )?,
             host_routes: IntGauge::new(
                 "loden_host_routes",
                 "Pods outside their node's podCIDR that are routed by their own address (--pod-routes)",
@@ -195,6 +201,7 @@ impl Metrics {
         registry.register(Box::new(metrics.lease_changes.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.mismatched.clone()))?;
+        registry.register(Box::new(metrics.unlisted.clone()))?;
         registry.register(Box::new(metrics.host_routes.clone()))?;
         registry.register(Box::new(metrics.refused_pods.clone()))?;
         registry.register(Box::new(metrics.source_up.clone()))?;

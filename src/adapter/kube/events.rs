@@ -1,8 +1,8 @@
-//! Tells the cluster of refused Nodes: an Event on each, as `kubectl describe node` shows it.
+//! Tells the cluster of Nodes that are refused or odd: an Event on each, as `kubectl describe node` shows it.
 //!
 //! An Event's name follows from what it says, so whoever comes second is told that it exists already: the cluster gets
 //! one, however many daemons see the same. Nothing is read or changed; the server forgets an Event after an hour, and
-//! while the Node is still refused it is written again then.
+//! while that is still so it is written again then.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -58,13 +58,13 @@ pub async fn run(api: Api, own: String, mut notices: watch::Receiver<Vec<Notice>
             Ok(created) => {
                 refused = false;
                 metrics.events.with_label_values(&[if created { "created" } else { "known" }]).inc();
-                debug!(node = next.node, created, "Event on a refused Node");
+                debug!(node = next.node, reason = next.reason, created, "Event on a Node");
                 LIFE + some(LIFE / 10)
             }
             Err(trouble) => {
                 metrics.events.with_label_values(&["failed"]).inc();
                 if !std::mem::replace(&mut refused, true) {
-                    warn!("refused Nodes get no Event: {}", api.describe(&trouble));
+                    warn!("refused and odd Nodes get no Event: {}", api.describe(&trouble));
                 }
                 if trouble.cause == Cause::Forbidden {
                     LIFE
@@ -102,7 +102,7 @@ fn event(notice: &Notice, own: &str, now: jiff::Timestamp) -> Event {
             ..ObjectReference::default()
         },
         type_: Some("Warning".into()),
-        reason: Some("LeaseRefused".into()),
+        reason: Some(notice.reason.into()),
         message: Some(notice.message.chars().take(1000).collect()),
         source: Some(EventSource { component: Some(COMPONENT.into()), host: Some(own.into()) }),
         reporting_component: Some(COMPONENT.into()),
@@ -124,6 +124,7 @@ mod tests {
             id: "n2.0123456789abcdef".into(),
             node: "n2".into(),
             uid: "u".into(),
+            reason: "LeaseRefused",
             message: "x".repeat(5000),
         };
         let event = event(&notice, "n1", jiff::Timestamp::UNIX_EPOCH);

@@ -18,8 +18,8 @@ pub(super) use self::survey::Survey;
 use self::survey::{CHAIN_NAME, RULE_CHAIN, RULE_HANDLE, TABLE_NAME, number_of};
 use self::wire::{Message, NFPROTO_INET, kind};
 use super::program::{self, Failure};
-use crate::plan::firewall::iptables::Table;
 use crate::plan::firewall::guard::{self, Update};
+use crate::plan::firewall::iptables::Table;
 use crate::plan::firewall::{OWN_TABLE, nftables};
 
 /// `NFTA_SET_ELEM_TIMEOUT`.

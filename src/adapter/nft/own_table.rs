@@ -7,8 +7,8 @@ use anyhow::Result;
 
 use super::survey::TABLE_NAME;
 use super::wire::{self, Message, NFPROTO_INET, kind, text};
-use crate::plan::firewall::guard::{self, Member, Update};
 use crate::plan::firewall::OWN_TABLE;
+use crate::plan::firewall::guard::{self, Member, Update};
 
 /// `NFTA_LIST_ELEM`.
 pub(super) const LIST_ELEMENT: u16 = 1;
@@ -35,7 +35,8 @@ impl OwnTable {
     /// The same table after a change.
     pub(in super::super) fn after(self, update: &Update) -> Self {
         let sum = |members: &[Member]| {
-            let all = members.iter().map(|member| digest(member.set, Some(&member.key), member.end.as_deref()));
+            let all =
+                members.iter().map(|member| digest(member.set, Some(&member.key), member.end.as_deref()));
             all.fold(0, u64::wrapping_add)
         };
         let members = self.members.wrapping_sub(sum(&update.removed)).wrapping_add(sum(&update.added));

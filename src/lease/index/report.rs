@@ -8,7 +8,7 @@ use encap::{PeerId, Prefix};
 use super::LeaseIndex;
 use super::node::{Asks, Holding, Node, Standing};
 use crate::lease::check::{self, Candidate, Fault};
-use crate::lease::{ByFamily, Half, Lease, Mismatch, OwnLease, Reason, Refusal, Snapshot};
+use crate::lease::{ByFamily, Half, Lease, Mismatch, OwnLease, Reason, Refusal, Snapshot, Unlisted};
 
 /// What a peer holds, in the form that is published; `None` if it holds nothing.
 pub(super) fn lease(id: PeerId, name: &str, holding: &Holding) -> Option<Lease> {
@@ -43,11 +43,15 @@ pub(super) fn snapshot(index: &LeaseIndex) -> Snapshot {
         peers: Vec::with_capacity(index.nodes.len()),
         refused: Vec::new(),
         mismatched: Vec::new(),
+        unlisted: Vec::new(),
         host_routes: index.pods.routes(),
         refused_pods: index.pods.refused(),
     };
     for (name, node) in &index.nodes {
-        snapshot.peers.extend(node.lease.clone());
+        if let Some(lease) = &node.lease {
+            snapshot.unlisted.extend(lease.public_ips().filter_map(|ip| Unlisted::of(&node.facts, ip)));
+            snapshot.peers.push(Arc::clone(lease));
+        }
         snapshot.refused.extend(refusals(index, name, node));
         if let Standing::Mismatch(theirs) = &node.standing {
             let (theirs, ours) = (theirs.clone(), index.config.backend.annotation());

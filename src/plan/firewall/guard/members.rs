@@ -67,7 +67,8 @@ impl Guard {
 
     fn members_of(&self, addr: IpAddr, prefixes: &BTreeSet<Prefix>) -> impl Iterator<Item = Member> {
         let outer = octets(addr);
-        let node = Member { set: if addr.is_ipv4() { "nodes4" } else { "nodes6" }, key: outer.clone(), end: None };
+        let node =
+            Member { set: if addr.is_ipv4() { "nodes4" } else { "nodes6" }, key: outer.clone(), end: None };
         let checked = prefixes.iter().filter(|_| self.check.is_some());
         let pairs = checked.map(move |prefix| {
             let set = match (addr.is_ipv4(), prefix.is_ipv4()) {
