@@ -25,6 +25,8 @@ pub(super) struct Watch {
     pub(super) at: u64,
     pub(super) until: Instant,
     pub(super) bookmarked: bool,
+    /// What a streaming list that is under way lists.
+    pub(super) list: Option<Nodes>,
     /// Nothing comes through any more, and nobody says so.
     pub(super) dead: bool,
 }
@@ -60,7 +62,7 @@ impl World {
         if let Some(refusal) = self.refusal() {
             return Err(refusal);
         }
-        let (mut queue, mut at) = (VecDeque::new(), 0);
+        let (mut queue, mut at, mut list) = (VecDeque::new(), 0, None);
         if whole {
             if !self.server.streams {
                 return Err(status(if self.chance(500) { 422 } else { 500 }));
@@ -71,26 +73,37 @@ impl World {
             );
             queue.push_back(bookmark(version, true));
             at = version;
+            list = Some(nodes);
         } else {
             at = at.max(version.parse().unwrap());
             if !self.server.remembers(at) {
                 return Err(status(410));
             }
         }
-        self.watch = Some(Watch { queue, at, until: self.now + lasts, bookmarked: false, dead: false });
+        let until = self.now + lasts;
+        self.watch = Some(Watch { queue, at, until, bookmarked: false, list, dead: false });
         self.sync.opened(self.now);
         Ok(None)
     }
 
     /// What a list says: the present, or the past.
     fn list(&mut self) -> (u64, Nodes) {
-        // More of them in a row are taken for a history that was set back.
-        if self.stale < READINGS - 1 && self.fault("a list from the past", 150) {
-            self.stale += 1;
+        if self.fault("a list from the past", 150 + 100 * self.stale_row.min(6)) {
             let back = self.rng.usize(..20);
-            return self.server.some_time_ago(back);
+            let (version, nodes) = self.server.some_time_ago(back);
+            // Several that agree are taken for a history that was set back, and rightly so.
+            let agree = if version < self.stale.0 { 1 } else { self.stale.1 + 1 };
+            if agree < READINGS {
+                self.stale = (version, agree);
+                self.stale_row += 1;
+                if self.stale_row > 4 {
+                    *self.counts.entry("a fifth list from the past in a row, or a later one").or_default() +=
+                        1;
+                }
+                return (version, nodes);
+            }
         }
-        self.stale = 0;
+        (self.stale, self.stale_row) = ((0, 0), 0);
         (self.server.version, self.server.nodes.clone())
     }
 
@@ -141,12 +154,13 @@ impl World {
             return failure;
         }
         let again = self.fault("an event twice", 20).then(|| line.clone());
-        // Within a list nobody could tell it from a part of the list.
-        let old = if watch.queue.is_empty() && self.fault("an old event again", 20) {
-            let back = self.rng.usize(..10);
-            self.server.before(watch.at, back)
+        let old = if watch.queue.is_empty() {
+            watch.list = None;
+            self.fault("an old event again", 20).then(|| self.old_event(watch.at)).flatten()
         } else {
-            None
+            let old =
+                self.fault("an old event within a list", 60).then(|| self.old_event(watch.at)).flatten();
+            old.filter(|line| watch.list.as_ref().is_some_and(|list| can_be_told(line, list)))
         };
         let mut lines = vec![line];
         if watch.queue.is_empty()
@@ -165,6 +179,11 @@ impl World {
             }
         }
         Ok(None)
+    }
+
+    fn old_event(&mut self, version: u64) -> Option<Rc<str>> {
+        let back = self.rng.usize(..10);
+        self.server.before(version, back)
     }
 
     fn spoil(&mut self) -> Option<Result<Option<LeaseEvent>, Trouble>> {
@@ -197,6 +216,15 @@ impl World {
         let line = bookmark(self.server.version, false);
         self.watch = Some(watch);
         self.sync.said(event(&line), self.now)
+    }
+}
+
+/// Whether an old event can be told from a part of this list. Nobody could if it said that a Node is there that is not.
+fn can_be_told(line: &str, list: &Nodes) -> bool {
+    match event(line) {
+        Event::Deleted(_) => true,
+        Event::Added(node) | Event::Modified(node) => list.contains_key(node.name()),
+        Event::Bookmark(_) | Event::Error(_) => false,
     }
 }
 

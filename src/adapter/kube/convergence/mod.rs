@@ -5,16 +5,17 @@
 //! [`Server`] and of a kernel, in a time that jumps. `LODEN_STEPS` is the number of steps (100,000), `LODEN_SEED` the seed, which a failure names.
 
 mod answers;
+mod outage;
 mod server;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use encap::{Owner, Prefix};
 use fastrand::Rng;
 
 use self::answers::Watch;
-use self::server::{Server, Shape};
+use self::server::{Claims, Server, Shape};
 use super::nodes::Nodes;
 use super::sync::{Ask, Sync};
 use super::trouble::Trouble;
@@ -37,8 +38,11 @@ struct World {
     rng: Rng,
     now: Instant,
     faults: bool,
-    /// Lists from the past in a row.
-    stale: u32,
+    /// Of lists from the past in a row: the version of the last, how many agree with it, and how many there were.
+    stale: (u64, u32),
+    stale_row: u16,
+    /// Nodes that claimed what is another's, and those whose it was, since everything was right.
+    disputed: BTreeSet<String>,
     server: Server,
     sync: Sync<Nodes>,
     watch: Option<Watch>,
@@ -137,7 +141,9 @@ impl World {
             rng,
             now: Instant::now(),
             faults: true,
-            stale: 0,
+            stale: (0, 0),
+            stale_row: 0,
+            disputed: BTreeSet::new(),
             server: Server::new(),
             sync,
             watch: None,
@@ -149,7 +155,7 @@ impl World {
             settled: None,
             counts: BTreeMap::new(),
         };
-        world.server.put(Shape { number: 0, prefix: 0, address: 0, mac: 0 });
+        world.server.put(Shape { number: 0, prefix: 0, address: 0, mac: 0, claims: Claims::honest(0) });
         world
     }
 
@@ -188,8 +194,24 @@ impl World {
             self.server.delete(number);
         } else {
             let (prefix, address, mac) = (self.rng.u8(..2), self.rng.u8(..3), self.rng.u8(..2));
-            self.server.put(Shape { number, prefix, address, mac });
+            let claims = self.claims(number);
+            self.server.put(Shape { number, prefix, address, mac, claims });
         }
+    }
+
+    fn claims(&mut self, number: u8) -> Claims {
+        let mut claims = Claims::honest(number);
+        let other = self.rng.u8(1..=PEERS);
+        if self.fault("a podCIDR of another", 40) {
+            claims.prefix = other;
+        }
+        if self.fault("an address of another", 40) {
+            claims.address = other;
+        }
+        if claims != Claims::honest(number) {
+            self.disputed.extend([number, other].map(Shape::name));
+        }
+        claims
     }
 
     fn save(&mut self) {
@@ -269,10 +291,15 @@ impl World {
             .iter()
             .map(|lease| (lease.node.clone(), uids[lease.node.as_str()].uid.clone()))
             .collect();
-        for (name, uid) in self.learned.iter().filter(|(name, _)| !now.contains_key(*name)) {
+        let lost = self.learned.iter().filter(|(name, _)| !now.contains_key(*name));
+        for (name, uid) in lost.filter(|(name, _)| !self.disputed.contains(*name)) {
             let alive = self.server.nodes.get(name).map(|node| node.incarnation.to_string());
             assert_ne!(alive.as_ref(), Some(uid), "{name} lost its lease although it was there all the time");
         }
+        let held: Vec<Prefix> = snapshot.peers.iter().flat_map(|lease| lease.prefixes().copied()).collect();
+        assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len(), "two hold one podCIDR: {held:?}");
+        let told: Vec<_> = snapshot.peers.iter().flat_map(|lease| lease.public_ips()).collect();
+        assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), told.len(), "two hold one address: {told:?}");
         self.learned = now;
         self.settled = Some(program(&mut self.kernel, &snapshot, self.settled.as_ref()));
     }
@@ -281,6 +308,8 @@ impl World {
     fn heal(&mut self) -> Duration {
         self.faults = false;
         self.server.up = true;
+        // Who holds what two claim depends on who came first here; when only one claims it, there is one truth again.
+        self.server.settle_claims();
         let start = self.now;
         let truth = {
             let mut fresh = index();
@@ -318,6 +347,7 @@ impl World {
         let mut fresh = kernel();
         program(&mut fresh, &self.index.snapshot(), None);
         assert_eq!(self.kernel, fresh, "the kernel holds something else than after a fresh start");
+        self.disputed.clear();
         self.faults = true;
         healed
     }

@@ -13,6 +13,7 @@ const HISTORY: usize = 200;
 #[derive(Clone)]
 pub(super) struct Stored {
     pub(super) json: Rc<str>,
+    pub(super) shape: Shape,
     pub(super) incarnation: u64,
 }
 
@@ -43,6 +44,21 @@ pub(super) struct Shape {
     pub(super) prefix: u8,
     pub(super) address: u8,
     pub(super) mac: u8,
+    /// Whose podCIDR and address it claims; usually its own.
+    pub(super) claims: Claims,
+}
+
+/// The numbers of the Nodes whose podCIDR and address one claims.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claims {
+    pub(super) prefix: u8,
+    pub(super) address: u8,
+}
+
+impl Claims {
+    pub(super) fn honest(number: u8) -> Self {
+        Self { prefix: number, address: number }
+    }
 }
 
 impl Shape {
@@ -50,10 +66,9 @@ impl Shape {
         if number == 0 { "own".into() } else { format!("n{number}") }
     }
 
-    /// No two Nodes ever claim the same.
     fn json(self, version: u64, incarnation: u64) -> serde_json::Value {
-        let Self { number, prefix, address, mac } = self;
-        let prefix = u16::from(number) * 4 + u16::from(prefix);
+        let Self { number, prefix, address, mac, claims } = self;
+        let prefix = u16::from(claims.prefix) * 4 + u16::from(prefix);
         json!({
             "metadata": {
                 "name": Self::name(number),
@@ -64,7 +79,7 @@ impl Shape {
                     "flannel.alpha.coreos.com/backend-type": "vxlan",
                     "flannel.alpha.coreos.com/backend-data":
                         format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:{mac:02x}:{number:02x}\"}}"),
-                    "flannel.alpha.coreos.com/public-ip": format!("192.168.{address}.{number}"),
+                    "flannel.alpha.coreos.com/public-ip": format!("192.168.{address}.{}", claims.address),
                 },
             },
             "spec": { "podCIDR": format!("10.244.{prefix}.0/24") },
@@ -94,7 +109,7 @@ impl Server {
             self.born
         });
         let object = shape.json(self.version + 1, incarnation);
-        let stored = Stored { json: object.to_string().into(), incarnation };
+        let stored = Stored { json: object.to_string().into(), shape, incarnation };
         self.change(if known.is_some() { "MODIFIED" } else { "ADDED" }, &object, |nodes| {
             nodes.insert(name, stored);
         });
@@ -147,6 +162,15 @@ impl Server {
     pub(super) fn after(&self, version: u64) -> Option<(u64, Rc<str>)> {
         let at = self.log.partition_point(|entry| entry.version <= version);
         self.log.get(at).map(|entry| (entry.version, entry.line.clone()))
+    }
+
+    /// Puts right what Nodes claim of each other's.
+    pub(super) fn settle_claims(&mut self) {
+        let honest = |stored: &Stored| Shape { claims: Claims::honest(stored.shape.number), ..stored.shape };
+        let disputed =
+            self.nodes.values().filter(|node| node.shape.claims != Claims::honest(node.shape.number));
+        let shapes: Vec<Shape> = disputed.map(honest).collect();
+        shapes.into_iter().for_each(|shape| self.put(shape));
     }
 
     /// An event of some time before a version. (One that comes too early could not be noticed: versions have gaps.)
