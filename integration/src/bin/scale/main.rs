@@ -107,6 +107,19 @@ fn run() -> Result<()> {
     })?);
     report.after_churn = watched.read()?.rss;
 
+    say(&format!("the API server is away for {seconds} s"))?;
+    server.kill();
+    report.outage = Some(watched.during(&cluster, || {
+        std::thread::sleep(Duration::from_secs(seconds.into()));
+        Ok(0)
+    })?);
+    report.leases_lost = f64::from(last + 1) - watched.read()?.leases;
+    server.restart()?;
+    let back = Instant::now();
+    filler.fill_to(last + 1)?;
+    wait_leases(&cluster, last + 2)?;
+    report.caught_up = back.elapsed();
+
     say("all Nodes are deleted")?;
     let started = Instant::now();
     filler.delete_all()?;

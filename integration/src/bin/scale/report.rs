@@ -11,7 +11,7 @@ const RSS_AT_100: f64 = 20.0;
 const RSS_AT_5000: f64 = 50.0;
 const COMPLETE: Duration = Duration::from_secs(5);
 const P99: f64 = 0.1;
-const HEARTBEAT_CPU: f64 = 0.01;
+const QUIET_CPU: f64 = 0.01;
 
 /// One number of Nodes.
 pub(crate) struct Size {
@@ -53,6 +53,11 @@ pub(crate) struct Report {
     pub(crate) kernel_changes: usize,
     pub(crate) churn: Option<Phase>,
     pub(crate) after_churn: u64,
+    /// Without the API server.
+    pub(crate) outage: Option<Phase>,
+    pub(crate) leases_lost: f64,
+    /// From its return until a change was applied.
+    pub(crate) caught_up: Duration,
     /// How long the request took, and what came after it.
     pub(crate) deleted: Option<(Duration, Duration)>,
     pub(crate) after_delete: u64,
@@ -72,6 +77,9 @@ impl Report {
             kernel_changes: 0,
             churn: None,
             after_churn: 0,
+            outage: None,
+            leases_lost: 0.0,
+            caught_up: Duration::ZERO,
             deleted: None,
             after_delete: 0,
             server_rss: 0,
@@ -115,7 +123,7 @@ impl Report {
         if let Some(phase) = &self.heartbeats {
             let rate = f64::from(phase.requests) / phase.took.as_secs_f64();
             let what = format!("{rate:.0} heartbeats/s");
-            let goal = (format!("< {:.0} %", HEARTBEAT_CPU * 100.0), phase.cpu < HEARTBEAT_CPU);
+            let goal = (format!("< {:.0} %", QUIET_CPU * 100.0), phase.cpu < QUIET_CPU);
             rows.push((format!("{what}: of one core"), format!("{:.2} %", phase.cpu * 100.0), Some(goal)));
             rows.push((
                 format!("{what}: new tables"),
@@ -144,6 +152,17 @@ impl Report {
                 format!("{:.1} MiB", mib(self.after_churn)),
                 None,
             ));
+        }
+        if let Some(phase) = &self.outage {
+            let goal = (format!("< {:.0} %", QUIET_CPU * 100.0), phase.cpu < QUIET_CPU);
+            rows.push((
+                "no API server: of one core".into(),
+                format!("{:.2} %", phase.cpu * 100.0),
+                Some(goal),
+            ));
+            let kept = Some(("0".into(), self.leases_lost == 0.0));
+            rows.push(("no API server: leases lost".into(), self.leases_lost.to_string(), kept));
+            rows.push(("API server back: a change is applied after".into(), human(self.caught_up), None));
         }
         if let Some((told, rest)) = self.deleted {
             let text = format!("{} the request, {} more until the table is empty", human(told), human(rest));
