@@ -155,10 +155,8 @@ fn other_backend(kube: &mut Kube, _: &Notes) -> Result<()> {
 }
 
 fn unlisted(kube: &mut Kube, _: &Notes) -> Result<()> {
-    let node = kube.first.manifest();
-    let name = node.name.clone();
+    let name = kube.first.name();
     let elsewhere = kube.second.address.to_string();
-    create(kube, annotated(node))?;
     kube.wait_traffic(kube.first.pod(7), &kube.first)?;
     ensure!(kube.metric("loden_unlisted_addresses", &[])? == 0.0, "all is as it should be");
     kube.set(&name, "public-ip", Some(&elsewhere))?;
@@ -168,7 +166,8 @@ fn unlisted(kube: &mut Kube, _: &Notes) -> Result<()> {
     wait::until_true("the metric", || Ok(kube.metric("loden_unlisted_addresses", &[])? == 1.0))?;
     let row = kube.n1()?.route(&name)?.unwrap_or_default();
     ensure!(row.to_string().contains("status.addresses"), "{row}");
-    let told = || Ok(events(kube, &name)?.into_iter().find(|e| e.reason.as_deref() == Some("AddressNotListed")));
+    let told =
+        || Ok(events(kube, &name)?.into_iter().find(|e| e.reason.as_deref() == Some("AddressNotListed")));
     let (event, _) = wait::until("an Event", told)?;
     let message = event.message.unwrap_or_default();
     ensure!(message.contains(&elsewhere) && message.contains("public-ip-overwrite"), "{message}");
@@ -176,9 +175,9 @@ fn unlisted(kube: &mut Kube, _: &Notes) -> Result<()> {
     // Who writes it into the overwrite too, means it.
     kube.set(&name, "public-ip-overwrite", Some(&elsewhere))?;
     wait::until_true("nothing to warn of", || Ok(kube.metric("loden_unlisted_addresses", &[])? == 0.0))?;
-    kube.wait_traffic(kube.first.pod(7), &kube.second)?;
-    kube.server.delete_node(&name)?;
-    kube.wait_gone(&name).map(drop)
+    kube.set(&name, "public-ip-overwrite", None)?;
+    kube.set(&name, "public-ip", Some(&kube.first.address.to_string()))?;
+    kube.wait_traffic(kube.first.pod(7), &kube.first).map(drop)
 }
 
 fn forbidden(kube: &mut Kube, _: &Notes) -> Result<()> {

@@ -19,7 +19,6 @@ mod vxlan_mode;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -110,11 +109,11 @@ impl Start {
         Ok(Self { state: Rc::new(state), _lock: lock })
     }
 
-    async fn run(self, mut leases: impl LeaseSource, log: LogControl) -> Result<()> {
+    async fn run(self, leases: impl LeaseSource + 'static, log: LogControl) -> Result<()> {
         let state = &self.state;
         serve_endpoints(state, log).await?;
         let outcome = tokio::select! {
-            outcome = work(state, &mut leases) => outcome,
+            outcome = work(state, leases) => outcome,
             outcome = told_to_stop() => outcome,
         };
         // Kernel state stays: pods keep their addresses and rules, and the next daemon takes over.
@@ -159,7 +158,7 @@ async fn told_to_stop() -> Result<()> {
 }
 
 /// From the first lease to the end.
-async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
+async fn work(state: &Rc<State>, mut leases: impl LeaseSource + 'static) -> Result<()> {
     let handle = netlink::connect()?;
     // What can be refused without knowing the own lease is refused at once.
     if interface::asked_for(&state.args) {
@@ -194,12 +193,13 @@ async fn work(state: &Rc<State>, leases: &mut impl LeaseSource) -> Result<()> {
 
     let mut programming = spawn_local(program(state.clone(), kernel));
     spawn_local(pace::adopt(state.clone()));
-    // One future for good: a source that is asked anew after every other event would lose its place.
-    let mut following = pin!(follow(state, leases));
+    // A task of its own: a source that is asked anew after every other event would lose its place, and its many events
+    // are nothing to the loop below.
+    let mut following = spawn_local(follow(state.clone(), leases));
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {
-            never = &mut following => match never {},
+            ended = &mut following => match ended.context("the loop that follows leases failed")? {},
             event = Forwarding::event(&mut forwarding) => event.handle(state, &mut forwarding),
             Some(external) = moves.recv() => relocate(state, &mut forwarding, external),
             _ = fold.tick() => {
@@ -230,7 +230,7 @@ fn relocate(state: &State, forwarding: &mut Option<Forwarding>, external: Extern
     }
 }
 
-async fn follow(state: &State, leases: &mut impl LeaseSource) -> Infallible {
+async fn follow(state: Rc<State>, mut leases: impl LeaseSource) -> Infallible {
     loop {
         state.hear(leases.next().await);
     }

@@ -334,8 +334,10 @@ impl State {
             let count = snapshot.refused.iter().filter(|refusal| refusal.reason.as_str() == label).count();
             self.metrics.refused.with_label_values(&[label]).set(count as i64);
         }
-        let ids: BTreeSet<PeerId> = snapshot.peers.iter().map(|lease| lease.id).collect();
-        self.peers.retain(|peer| ids.contains(&peer));
+        if change.removed > 0 {
+            let ids: BTreeSet<PeerId> = snapshot.peers.iter().map(|lease| lease.id).collect();
+            self.peers.retain(|peer| ids.contains(&peer));
+        }
         self.complain(&snapshot);
         self.note_for_others(&snapshot);
         let mut health = self.health.borrow_mut();

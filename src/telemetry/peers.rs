@@ -30,6 +30,10 @@ impl Peers {
     pub fn fold(&self, shared: &Shared, peers: impl Iterator<Item = PeerId>, now: SystemTime) {
         for peer in peers {
             let (tx, rx) = (shared.tx.peer(peer), shared.rx.peer(peer));
+            // A node exchanges packets with few of a large cluster's.
+            if (tx, rx) == Default::default() {
+                continue;
+            }
             let mut state = self.0.entry(peer).or_default();
             if rx.packets != state.rx.packets {
                 state.last_seen = Some(now);

@@ -41,7 +41,9 @@ impl<K: Kind<Object: FromProtobuf>> Watcher<K> {
             if !matches!(step.ask, Ask::Read(_)) {
                 self.watch = None;
             }
-            tokio::time::sleep(step.pause).await;
+            if !step.pause.is_zero() {
+                tokio::time::sleep(step.pause).await;
+            }
             let news = self.ask(step.ask).await.unwrap_or_else(|trouble| self.failed(&trouble));
             if self.seen.borrow().as_deref() != self.sync.seen() {
                 self.seen.replace(self.sync.seen().map(str::to_owned));
