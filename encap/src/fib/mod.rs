@@ -8,7 +8,7 @@ mod ranges;
 use crate::mac::MacAddr;
 use crate::prefix::Prefix;
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -105,8 +105,8 @@ impl ByFamily {
 #[derive(Clone, Debug, Default)]
 pub struct FibBuilder {
     networks: BTreeSet<Prefix>,
-    routes: BTreeMap<Prefix, Owner>,
-    senders: BTreeMap<IpAddr, PeerId>,
+    routes: Vec<(Prefix, Owner)>,
+    senders: Vec<(IpAddr, PeerId)>,
 }
 
 impl FibBuilder {
@@ -118,28 +118,43 @@ impl FibBuilder {
 
     /// Adds a route. A later one for the same prefix replaces the earlier.
     pub fn route(&mut self, prefix: Prefix, owner: Owner) -> &mut Self {
-        self.routes.insert(prefix, owner);
+        self.routes.push((prefix, owner));
         self
     }
 
     /// Says that outer packets from `addr` come from `peer`. A later one for the same address replaces the earlier.
     pub fn sender(&mut self, addr: IpAddr, peer: PeerId) -> &mut Self {
-        self.senders.insert(addr.to_canonical(), peer);
+        self.senders.push((addr.to_canonical(), peer));
         self
     }
 
     /// The table. Takes O(n log n).
     #[must_use]
     pub fn build(&self) -> Fib {
+        let (routes, senders) = (last_of_each(&self.routes), last_of_each(&self.senders));
         Fib {
             networks: self.networks.iter().copied().collect(),
-            prefixes: self.routes.keys().copied().collect(),
-            owners: self.routes.values().copied().collect(),
-            routes: ByFamily::new(self.routes.keys().copied()),
-            senders: self.senders.iter().map(|(&addr, &peer)| (addr, peer)).collect(),
-            by_sender: ByFamily::new(self.senders.keys().copied().map(Prefix::host)),
+            prefixes: routes.iter().map(|(prefix, _)| *prefix).collect(),
+            owners: routes.iter().map(|(_, owner)| *owner).collect(),
+            routes: ByFamily::new(routes.iter().map(|(prefix, _)| *prefix)),
+            by_sender: ByFamily::new(senders.iter().map(|(addr, _)| Prefix::host(*addr))),
+            senders: senders.into_boxed_slice(),
         }
     }
+}
+
+/// Sorted by key, and of several with one key the last. To sort once is faster than to keep a tree in order.
+fn last_of_each<K: Ord + Copy, V: Copy>(entries: &[(K, V)]) -> Vec<(K, V)> {
+    let mut sorted = entries.to_vec();
+    sorted.sort_by_key(|(key, _)| *key);
+    sorted.dedup_by(|later, kept| {
+        let same = later.0 == kept.0;
+        if same {
+            *kept = *later;
+        }
+        same
+    });
+    sorted
 }
 
 impl Fib {

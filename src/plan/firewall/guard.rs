@@ -23,14 +23,16 @@ pub use members::{Member, Update};
 /// Outer addresses of the other nodes, and the pod prefixes that each may send from. No prefix of an address covers
 /// another of it: the kernel's interval sets refuse overlaps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Senders(Arc<BTreeMap<IpAddr, BTreeSet<Prefix>>>);
+pub struct Senders(Arc<BTreeMap<IpAddr, Vec<Prefix>>>);
 
 impl Senders {
     /// A later entry for an address takes the place of an earlier one.
     pub fn new(entries: impl Iterator<Item = (IpAddr, Vec<Prefix>)>) -> Self {
-        let widest = |prefixes: Vec<Prefix>| -> BTreeSet<Prefix> {
-            let covered = |one: &&Prefix| prefixes.iter().any(|other| other != *one && other.covers(one));
-            prefixes.iter().filter(|prefix| !covered(prefix)).copied().collect()
+        let widest = |mut prefixes: Vec<Prefix>| {
+            // A prefix sorts before those that it covers.
+            prefixes.sort_unstable();
+            prefixes.dedup_by(|later, kept| kept.covers(later));
+            prefixes
         };
         Self(Arc::new(entries.map(|(addr, prefixes)| (addr, widest(prefixes))).collect()))
     }

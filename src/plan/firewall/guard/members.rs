@@ -52,7 +52,7 @@ impl Guard {
             let old = olds.next_if(|_| order.is_le());
             let new = news.next_if(|_| order.is_ge());
             if old.map(|(_, prefixes)| prefixes) != new.map(|(_, prefixes)| prefixes) {
-                let members = |of: Option<(&IpAddr, &BTreeSet<Prefix>)>| -> BTreeSet<Member> {
+                let members = |of: Option<(&IpAddr, &Vec<Prefix>)>| -> BTreeSet<Member> {
                     of.into_iter().flat_map(|(addr, prefixes)| self.members_of(*addr, prefixes)).collect()
                 };
                 let (old, new) = (members(old), members(new));
@@ -65,7 +65,7 @@ impl Guard {
         }
     }
 
-    fn members_of(&self, addr: IpAddr, prefixes: &BTreeSet<Prefix>) -> impl Iterator<Item = Member> {
+    fn members_of(&self, addr: IpAddr, prefixes: &[Prefix]) -> impl Iterator<Item = Member> {
         let outer = octets(addr);
         let node =
             Member { set: if addr.is_ipv4() { "nodes4" } else { "nodes6" }, key: outer.clone(), end: None };
