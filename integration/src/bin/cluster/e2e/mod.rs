@@ -19,7 +19,7 @@ use stage::Stage;
 type Row = (&'static str, fn(&Stage<'_>) -> Result<Outcome>);
 
 /// In this order: what breaks things comes last.
-const ROWS: [Row; 23] = [
+const ROWS: [Row; 24] = [
     ("pods reach pods: TCP and UDP, untranslated", reach::pods_to_pods),
     ("nodes reach pods", reach::nodes_to_pods),
     ("pods reach nodes", reach::pods_to_nodes),
@@ -39,6 +39,7 @@ const ROWS: [Row; 23] = [
     ("kubelet restarts under load", restart::kubelet),
     ("containerd restarts under load", restart::containerd),
     ("flanneld restarts under load", restart::flanneld),
+    ("the DaemonSet's pods are replaced under load", restart::rollout),
     ("the API server is not needed by pods that run", restart::pods_without_api),
     ("a node is drained, deleted and comes back", change::node_comes_back),
     ("all pairs again, after all of this", reach::pods_to_pods),

@@ -33,15 +33,40 @@ pub(crate) fn containerd(stage: &Stage<'_>) -> Result<Outcome> {
 }
 
 pub(crate) fn flanneld(stage: &Stage<'_>) -> Result<Outcome> {
-    // With UDP the daemon is the data path: what it does not carry is lost, and TCP sends it again.
-    let tolerance = if stage.spec.backend == Backend::Udp { Tolerance::Loss } else { Tolerance::NoLoss };
-    restart(stage, "flanneld", tolerance)
+    restart(stage, "flanneld", Tolerance::of_flanneld(stage))
+}
+
+/// What an upgrade does: each node's pod is ended and another one started, one node after the other.
+pub(crate) fn rollout(stage: &Stage<'_>) -> Result<Outcome> {
+    if !stage.spec.daemonset {
+        return Ok(Outcome::Pending("flanneld is a process here; `up --daemonset` makes it pods".to_owned()));
+    }
+    let pods = stage.pods()?;
+    let (Some(first), Some(last)) = (pods.first(), pods.last()) else { anyhow::bail!("no pods") };
+    let load = Load::start(stage, first, last)?;
+    let of_flannel = |verb: &[&str]| {
+        stage
+            .kubectl
+            .run(&[&["-n", "kube-flannel", "rollout"], verb, &["daemonset/kube-flannel-ds"]].concat())
+    };
+    of_flannel(&["restart"])?;
+    of_flannel(&["status", "--timeout=300s"])?;
+    let before = load.received();
+    load.flows_beyond(&before, "the last node's pod is replaced")?;
+    judge(stage, &load.stop()?, Tolerance::of_flanneld(stage))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tolerance {
     NoLoss,
     Loss,
+}
+
+impl Tolerance {
+    /// With UDP the daemon is the data path: what it does not carry is lost, and TCP sends it again.
+    fn of_flanneld(stage: &Stage<'_>) -> Self {
+        if stage.spec.backend == Backend::Udp { Self::Loss } else { Self::NoLoss }
+    }
 }
 
 /// Kills `daemon` on each node, with a TCP stream and a counter between the first node's pod and the last's, both ways.
@@ -59,11 +84,12 @@ fn restart(stage: &Stage<'_>, daemon: &str, tolerance: Tolerance) -> Result<Outc
         if daemon == "flanneld" {
             ready(stage, &node)?;
         }
-        wait::until_true(&format!("data flows after {daemon} on {node}"), || {
-            Ok(load.received().iter().zip(&before).all(|(now, before)| *now > before + (64 << 10)))
-        })?;
+        load.flows_beyond(&before, &format!("{daemon} on {node} is killed"))?;
     }
-    let seen = load.stop()?;
+    judge(stage, &load.stop()?, tolerance)
+}
+
+fn judge(stage: &Stage<'_>, seen: &Seen, tolerance: Tolerance) -> Result<Outcome> {
     ensure!(tolerance == Tolerance::Loss || seen.lost == 0, "{seen}");
     Ok(Outcome::Held(format!("{} nodes: no TCP reset, {seen}", stage.spec.nodes)))
 }
@@ -99,6 +125,14 @@ impl Load {
 
     fn received(&self) -> Vec<u64> {
         self.streams.iter().map(Stream::received).collect()
+    }
+
+    /// Waits until each stream has brought some more.
+    fn flows_beyond(&self, before: &[u64], event: &str) -> Result<()> {
+        wait::until_true(&format!("data flows after {event}"), || {
+            Ok(self.received().iter().zip(before).all(|(now, before)| *now > before + (64 << 10)))
+        })
+        .map(drop)
     }
 
     fn stop(self) -> Result<Seen> {
