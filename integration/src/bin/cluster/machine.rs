@@ -14,8 +14,9 @@ use crate::cgroup;
 use crate::spec::{Layout, Proxy, Spec};
 use crate::trial;
 
-/// Images, layers and logs, generously.
-const DISK_BYTES: u64 = 3 << 30;
+/// Archives of images, and per node what they unpack to, with logs: measured 0.5 GiB and 0.7, so generously.
+const DISK_BYTES: u64 = 600 << 20;
+const DISK_BYTES_PER_NODE: u64 = 900 << 20;
 
 /// Programs of the machine, and where they come from.
 const PROGRAMS: [(&str, &str); 8] = [
@@ -89,7 +90,7 @@ pub(crate) fn check(layout: &Layout, spec: &Spec) -> Result<()> {
         filesystems.lines().any(|line| line.trim() == "nodev\toverlay" || line.ends_with("\toverlay")),
         "this kernel has no overlay file system (CONFIG_OVERLAY_FS, or `modprobe overlay`); containers' layers need it"
     );
-    check_disk(layout)?;
+    check_disk(layout, spec)?;
     check_mounts(layout)?;
     check_firewall(spec)?;
     match trial::refusal(spec)? {
@@ -98,16 +99,17 @@ pub(crate) fn check(layout: &Layout, spec: &Spec) -> Result<()> {
     }
 }
 
-fn check_disk(layout: &Layout) -> Result<()> {
+fn check_disk(layout: &Layout, spec: &Spec) -> Result<()> {
     let parent = layout.dir.parent().unwrap_or(Path::new("/"));
     let disk = statvfs(parent).with_context(|| format!("ask for the space in {}", parent.display()))?;
     let free = disk.blocks_available() * disk.fragment_size();
+    let needed = DISK_BYTES + DISK_BYTES_PER_NODE * u64::from(spec.nodes);
     ensure!(
-        free >= DISK_BYTES,
+        free >= needed,
         "{} has {} MiB free and a cluster takes up to {}: free some, or set LODEN_CLUSTER_DIR to a folder elsewhere",
         parent.display(),
         free >> 20,
-        DISK_BYTES >> 20
+        needed >> 20
     );
     Ok(())
 }
