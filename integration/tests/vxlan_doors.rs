@@ -367,6 +367,20 @@ fn updates(doors: &mut Doors, notes: &Notes) -> Result<()> {
         .add(format!("while ten nodes went and came: {} of {} packets of others lost", loss.lost, loss.sent));
     ensure!(loss.lost == 0 && loss.sent > 100, "{loss:?}");
     ensure!(handle(doors)? == before, "the whole table was replaced for one node");
+    // What somebody else changes has everything read anew: it is what the changes above were reckoned to make of it.
+    let passes = || {
+        Ok::<_, anyhow::Error>(doors.n1()?.daemon()?.metrics()?.sum("loden_kernel_pass_seconds_count", &[]))
+    };
+    let (looks, repairs) = (passes()?, doors.n1()?.daemon()?.metrics()?.sum("loden_repairs_total", &[]));
+    doors.n1()?.ns().nft("table inet strange { chain c { type filter hook forward priority 5; }; }")?;
+    wait::until_true("a look at what somebody else changed", || Ok(passes()? > looks))?;
+    doors.n1()?.ns().nft("delete table inet strange")?;
+    wait::until_true("another", || Ok(passes()? > looks + 1.0))?;
+    ensure!(
+        doors.n1()?.daemon()?.metrics()?.sum("loden_repairs_total", &[]) == repairs,
+        "repaired what was right"
+    );
+    ensure!(handle(doors)? == before, "the table was replaced");
     Ok(())
 }
 
