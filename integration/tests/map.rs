@@ -5,6 +5,7 @@
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::handmade::Handmade;
@@ -59,10 +60,10 @@ impl Lab {
     }
 
     /// Waits until what a pod sends to `to` arrives at `at`.
-    fn wait_traffic(&self, to: Ipv4Addr, at: &Handmade) -> Result<std::time::Duration> {
+    fn wait_traffic(&self, to: Ipv4Addr, at: &Handmade) -> Result<Duration> {
         let asker = Asker::new(self.cluster.pod("n1.a")?.ns(), to)?;
         wait::until_true(&format!("packets for {to} at {}", at.address), || {
-            let _ = asker.ask(b"hostname", std::time::Duration::from_millis(1));
+            let _ = asker.ask(b"hostname", Duration::from_millis(1));
             Ok(at.pending()? > 0)
         })
     }
@@ -118,8 +119,10 @@ fn public_ip(lab: &mut Lab, _: &Notes) -> Result<()> {
 
 fn removed(lab: &mut Lab, notes: &Notes) -> Result<()> {
     lab.cluster.publish()?;
+    let asker = Asker::new(lab.cluster.pod("n1.a")?.ns(), lab.first.pod(7))?;
     let took = wait::until_true("the removed node is unreachable", || {
-        let refused = udp::ask(lab.cluster.pod("n1.a")?.ns(), lab.first.pod(7), b"hostname");
+        // What is asked before the change is in force gets no answer at all.
+        let refused = asker.ask(b"hostname", Duration::from_millis(20));
         Ok(refused.is_err_and(|error| format!("{error:#}").contains("unreachable")))
     })?;
     notes.took("a removed node is unreachable after", took);
