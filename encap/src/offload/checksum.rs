@@ -1,7 +1,6 @@
 //! The internet checksum (RFC 1071): the ones' complement of the ones' complement sum of 16-bit words.
 
-/// Bytes per step of the inner loop: four 16-byte registers.
-const STEP: usize = 64;
+use super::wide;
 
 /// A ones' complement sum in progress. Every part that is added begins at an even offset of what is summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,35 +72,8 @@ impl Sum {
 }
 
 /// The folded sum of big-endian words.
-///
-/// The sum does not care about byte order as long as it is the same throughout (RFC 1071 §2 (B)), so the loop adds the
-/// machine's own 32-bit words, eight at a time without carries, which compilers turn into vector instructions.
 #[inline]
 fn sum(bytes: &[u8]) -> u16 {
-    let (steps, rest) = bytes.as_chunks::<STEP>();
-    let mut lanes = [0u64; 8];
-    for step in steps {
-        let (words, _) = step.as_chunks::<4>();
-        let (low, high) = words.split_at(8);
-        for ((lane, low), high) in lanes.iter_mut().zip(low).zip(high) {
-            *lane += u64::from(u32::from_ne_bytes(*low));
-            *lane += u64::from(u32::from_ne_bytes(*high));
-        }
-    }
-    let mut total: u64 = 0;
-    for lane in lanes {
-        // At most 2^32 per word, and no slice here has 2^28 of them.
-        total += lane;
-    }
-    let (words, rest) = rest.as_chunks::<4>();
-    for word in words {
-        total += u64::from(u32::from_ne_bytes(*word));
-    }
-    let mut last = [0; 4];
-    if let Some(last) = last.get_mut(..rest.len()) {
-        last.copy_from_slice(rest);
-    }
-    total += u64::from(u32::from_ne_bytes(last));
-    let folded = Sum(total).fold();
+    let folded = Sum(wide::sum(bytes)).fold();
     u16::from_be_bytes(folded.to_ne_bytes())
 }

@@ -21,6 +21,7 @@ pub mod runs;
 pub mod segment;
 pub mod unfinished;
 pub mod vnet;
+mod wide;
 
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: usize = 16;
