@@ -40,7 +40,7 @@ fn shared() -> Arc<Shared> {
     let caps = PeerCaps { ipv6: false, ecn: false };
     let hop = NextHop { peer: PeerId(1), addr: IpAddr::V4(PEER), mtu: 1472, caps, mac: None };
     fib.route("10.244.2.0/24".parse().expect("a prefix"), Owner::Peer(hop)).sender(hop.addr, hop.peer);
-    let shared = Shared::new(SourceCheck::Enforce, PORT);
+    let shared = Shared::new(SourceCheck::Enforce, PORT, 1);
     shared.publish(fib.build());
     shared
 }
@@ -72,6 +72,7 @@ impl PacketIo for Memory {
                 from: Some(SocketAddr::from((PEER, PORT))),
                 truncated: false,
                 segment: None,
+                ecn: 0,
             });
         }
         self.left -= count;
@@ -129,12 +130,12 @@ fn kernel(criterion: &mut Criterion) {
         assert!(status.success(), "ip {line}");
     }
     let shared = shared();
-    let socket = OuterSocket::bind(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT).expect("a socket");
+    let socket = OuterSocket::bind(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT, 1).expect("a socket");
     socket.enlarge_buffers().expect("buffers");
     let sink = UdpSocket::bind(SocketAddr::from((PEER, PORT))).expect("a sink");
     let wake = Arc::new(WakeFd::new(Duration::ZERO).expect("an eventfd"));
-    let DeviceIo::Plain(mut tun) = tunnel.io(&wake) else { panic!("offloads that nobody asked for") };
-    let mut udp = socket.io(&wake, BATCH);
+    let DeviceIo::Plain(mut tun) = tunnel.io(0, &wake) else { panic!("offloads that nobody asked for") };
+    let mut udp = socket.io(0, &wake, BATCH);
     let running = shared.clone();
     let worker = std::thread::spawn(move || dataplane::encapsulate(&running, &mut tun, &mut udp, || 0));
 

@@ -96,6 +96,8 @@ pub struct Received {
     pub truncated: bool,
     /// Bytes per datagram where the kernel put several of one sender into the slot; the last may be shorter.
     pub segment: Option<NonZeroU16>,
+    /// The congestion mark of the outer packet; [`encap::ecn::NOT_ECT`] for what came from the device.
+    pub ecn: u8,
 }
 
 /// A slot to send: `len` bytes of it, toward `to` (the device ignores it).
@@ -135,9 +137,9 @@ impl Batch {
         &self.received
     }
 
-    /// The memory of all slots: [`Batch::SLOT`] bytes each, one behind the other.
-    pub fn memory(&self) -> &[u8] {
-        &self.memory
+    /// The filled slots, and the memory of all slots: [`Batch::SLOT`] bytes each, one behind the other.
+    pub fn parts_mut(&mut self) -> (&[Received], &mut [u8]) {
+        (&self.received, &mut self.memory)
     }
 
     /// The received bytes of a slot; empty when there is no such slot.
@@ -203,8 +205,8 @@ pub trait FrameIo {
 
 /// The UDP socket's sending side, many datagrams at a time.
 pub trait SegmentIo {
-    /// Sends what `parts` hold as datagrams of `size` bytes to one address; the last may be shorter.
-    fn send(&mut self, to: IpAddr, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError>;
+    /// Sends what `parts` hold as datagrams of `size` bytes to one address, marked with `ecn`; the last may be shorter.
+    fn send(&mut self, to: IpAddr, ecn: u8, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError>;
 }
 
 /// Why nothing was sent.

@@ -37,6 +37,9 @@ pub enum DropReason {
     NotIp,
     /// The packet says it is longer than what arrived. Look at MTUs that differ between nodes.
     Truncated,
+    /// The network marked the datagram as having met congestion, and the sender of the inner packet does not listen to
+    /// marks, only to losses (RFC 6040). Look at the load of the network between the nodes.
+    Congestion,
     /// The device or socket could not take more. Look at the load, and at the sizes of socket buffers and queues.
     QueueFull,
     /// The kernel refused to send the datagram. Look at the route to the node's address and at the host's firewall.
@@ -47,7 +50,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of [`index`](Self::index).
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BadPacket,
         Self::NoRoute,
         Self::NotUnicast,
@@ -60,6 +63,7 @@ impl DropReason {
         Self::WrongMac,
         Self::NotIp,
         Self::Truncated,
+        Self::Congestion,
         Self::QueueFull,
         Self::SendFailed,
         Self::DeviceFailed,
@@ -90,6 +94,7 @@ impl DropReason {
             Self::WrongMac => "wrong_mac",
             Self::NotIp => "not_ip",
             Self::Truncated => "truncated",
+            Self::Congestion => "congestion",
             Self::QueueFull => "queue_full",
             Self::SendFailed => "send_failed",
             Self::DeviceFailed => "device_failed",
@@ -122,6 +127,9 @@ impl DropReason {
                 "VXLAN frame without an IP packet, such as ARP; find out who bridges into the tunnel"
             }
             Self::Truncated => "shorter than its header says; make the MTU the same on all nodes",
+            Self::Congestion => {
+                "marked by a congested network for a sender that knows only losses; look at the load between the nodes"
+            }
             Self::QueueFull => {
                 "a queue was full; reduce the load or raise the socket buffers and queue length"
             }

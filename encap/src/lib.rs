@@ -10,15 +10,17 @@
 //! | [`ip`] | a view of an IP packet that is checked once |
 //! | [`fib`] | who owns which prefix: immutable longest-prefix match |
 //! | [`forward`], [`drop`](mod@drop) | what to do with a packet, and one reason for each that is dropped |
+//! | [`ecn`] | congestion marks from the outer packet to the inner one |
 //! | [`icmp`] | the errors a tunnel owes to senders |
 //! | [`framing`], [`udp`], [`vxlan`], [`ethernet`], [`mtu`] | framing, and what it costs |
 //! | [`offload`] | super-packets: cutting, joining, checksums |
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 extern crate alloc;
 
 pub mod drop;
+pub mod ecn;
 pub mod ethernet;
 pub mod fib;
 pub mod forward;

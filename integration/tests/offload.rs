@@ -2,13 +2,15 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use integration::probe::bulk::{self, End, Stream};
-use integration::probe::sequence::{checksum_errors, in_order, segmented};
+use integration::probe::capture::Capture;
+use integration::probe::sequence::{checksum_errors, in_order, never_overtaken, segmented};
 use integration::probe::{icmp, load};
 use integration::suite::{Notes, Setup, Suite};
 use integration::topology::{Cluster, Wire};
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         .check("each rung of the ladder does without what is switched off, and says so", rungs)
         .check("no kernel counts a wrong checksum", checksums)
         .check("what goes in comes out or is counted", accounts)
+        .check("many flows spread over several queues, each in its order", queues)
+        .check("over VXLAN queues have a port each, and each flow its order", queues_vxlan)
         .check("half of what the path carries is carried without a loss", half)
         .check("a soak of bulk and bursts: memory stays flat, counters agree", soak)
         .main()
@@ -192,6 +196,84 @@ fn accounts(lab: &mut Lab, _: &Notes) -> Result<()> {
             && sum(&n2, carried, "tx") == sum(&n1, carried, "rx")
             && sum(&n1, "loden_bytes_total", "tx") == sum(&n2, "loden_bytes_total", "rx"))
     })?;
+    Ok(())
+}
+
+/// A cluster whose daemons have four queues.
+fn four_queues(backend: &str) -> Result<Cluster> {
+    let mut cluster = Cluster::builder().nodes(2).pods_per_node(4).backend(backend).build()?;
+    let path = cluster.dir().join("net-conf.json");
+    let text = std::fs::read_to_string(&path).context("read net-conf.json")?;
+    std::fs::write(&path, text.replacen('{', "{\"Queues\": 4, ", 1)).context("write net-conf.json")?;
+    cluster.start_daemons()?;
+    cluster.attach_pods()?;
+    Ok(cluster)
+}
+
+/// Every pod of one node with every one of the other, in both directions.
+fn both_ways(cluster: &Cluster) -> Vec<(End<'_>, End<'_>)> {
+    let on = |node: &str| -> Vec<End<'_>> {
+        let pods = cluster.pods().filter(|pod| pod.name().starts_with(node));
+        pods.map(|pod| End { ns: pod.ns(), ip: pod.ip() }).collect()
+    };
+    let (here, there) = (on("n1"), on("n2"));
+    here.iter().flat_map(|a| there.iter().flat_map(|b| [(*a, *b), (*b, *a)])).collect()
+}
+
+/// Datagrams of all sizes between every two pods at once, whole ones and fragments in turn, beside streams. Says how
+/// many were sent and how many arrived.
+fn many_flows(cluster: &Cluster) -> Result<(usize, usize)> {
+    let pairs = both_ways(cluster);
+    let streams: Vec<Stream> =
+        pairs.iter().take(8).map(|(from, to)| Stream::start(*from, *to)).collect::<Result<_>>()?;
+    let sizes = random_sizes(500);
+    let arrived = std::thread::scope(|scope| {
+        let sizes = &sizes;
+        let flows: Vec<_> =
+            pairs.iter().map(|(from, to)| scope.spawn(move || never_overtaken(*from, *to, sizes))).collect();
+        flows.into_iter().map(|flow| flow.join().map_err(|_| anyhow!("a flow panicked"))?).sum::<Result<_>>()
+    })?;
+    streams.into_iter().try_for_each(|stream| stream.stop().map(drop))?;
+    Ok((pairs.len() * sizes.len(), arrived))
+}
+
+/// Packets that each queue of a node carried.
+fn by_queue(cluster: &Cluster, node: &str, direction: &str) -> Result<Vec<f64>> {
+    let metrics = cluster.node(node)?.daemon()?.metrics()?;
+    let packets = |queue: u32| {
+        let labels = [("direction", direction), ("queue", &*queue.to_string())];
+        metrics.sum("loden_queue_packets_total", &labels)
+    };
+    Ok((0..4).map(packets).collect())
+}
+
+fn queues(_: &mut Lab, notes: &Notes) -> Result<()> {
+    let cluster = four_queues(r#"{"Type": "udp"}"#)?;
+    let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
+    let sent = by_queue(&cluster, "n1", "tx")?;
+    ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
+    // One sender, one port: one socket has it all, so that nothing can overtake.
+    let took = by_queue(&cluster, "n2", "rx")?;
+    ensure!(took.iter().filter(|packets| **packets > 0.0).count() == 1, "several sockets took: {took:?}");
+    notes.add(format!("{arrived} of {all} datagrams; packets sent by queue: {sent:?}, received: {took:?}"));
+    Ok(())
+}
+
+fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
+    let cluster = four_queues(r#"{"Type": "vxlan", "Mode": "userspace"}"#)?;
+    let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
+    let [sent, took] = [by_queue(&cluster, "n1", "tx")?, by_queue(&cluster, "n2", "rx")?];
+    ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
+    let wire = Capture::open(cluster.node("n1")?.ns(), "eth0")?;
+    for (from, to) in both_ways(&cluster).iter().filter(|(from, _)| from.ip.octets()[2] == 1) {
+        in_order(*from, *to, &[100])?;
+    }
+    let own = cluster.node("n1")?.address();
+    let outer = wire.datagrams(8472)?;
+    let ports: BTreeSet<u16> =
+        outer.iter().filter(|outer| outer.from.0 == own).map(|outer| outer.from.1).collect();
+    ensure!(ports.len() == 4 && !ports.contains(&8472), "sent from ports {ports:?}");
+    notes.add(format!("{arrived} of {all} datagrams; packets sent by queue: {sent:?}, received: {took:?}"));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
+use encap::ecn;
 use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_storage, socklen_t};
 use nix::errno::Errno;
 use socket2::SockRef;
@@ -24,9 +25,10 @@ pub(super) struct Mmsg {
     controls: Box<[Control]>,
 }
 
-/// Room for what comes beside a datagram: one number of `UDP_GRO`. Of words, because that is its alignment.
-type Control = [usize; 4];
-const _: () = assert!(control_space(size_of::<c_int>()) <= size_of::<Control>());
+/// Room for what comes or goes beside a datagram: a number of `UDP_GRO` or `UDP_SEGMENT`, and one of `IP_TOS`. Of words,
+/// because that is its alignment.
+type Control = [usize; 8];
+const _: () = assert!(2 * control_space(size_of::<c_int>()) <= size_of::<Control>());
 
 const fn control_space(len: usize) -> usize {
     // SAFETY: a calculation.
@@ -60,7 +62,7 @@ impl Mmsg {
             headers: vec![zeroed.0; slots].into_boxed_slice(),
             vectors: vec![zeroed.1; slots].into_boxed_slice(),
             addresses: vec![zeroed.2; slots].into_boxed_slice(),
-            controls: vec![[0; 4]; slots].into_boxed_slice(),
+            controls: vec![Control::default(); slots].into_boxed_slice(),
         }
     }
 
@@ -112,11 +114,13 @@ impl Mmsg {
             });
         };
         for (header, address) in self.headers.iter().zip(&self.addresses).take(count) {
+            let (segment, ecn) = beside(&header.msg_hdr);
             batch.push(Received {
                 len: header.msg_len as usize,
                 from: source(address),
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-                segment: segment(&header.msg_hdr),
+                segment,
+                ecn,
             });
         }
         Ok(())
@@ -146,54 +150,84 @@ impl Mmsg {
     }
 }
 
-/// The segment size that came with a received message, if the kernel put several datagrams into it.
-fn segment(message: &msghdr) -> Option<NonZeroU16> {
+/// What came beside a received message: the segment size, if the kernel put several datagrams into it, and the
+/// congestion mark, which is the same for all of them.
+fn beside(message: &msghdr) -> (Option<NonZeroU16>, u8) {
+    let (mut segment, mut ecn) = (None, ecn::NOT_ECT);
     // SAFETY: the kernel has just filled in `message`, whose control memory is alive and as long as it says; the
-    // walk stays inside it, and each header that it finds is followed by as many bytes as the header says.
+    // walk stays inside it, and each header that it finds is followed by as many bytes as the header says: a byte for
+    // IPv4's TOS, an `int` for the others.
     unsafe {
         let mut control = libc::CMSG_FIRSTHDR(message);
         while !control.is_null() {
-            if (*control).cmsg_level == libc::SOL_UDP && (*control).cmsg_type == libc::UDP_GRO {
-                let size = libc::CMSG_DATA(control).cast::<c_int>().read_unaligned();
-                return u16::try_from(size).ok().and_then(NonZeroU16::new);
+            let data = libc::CMSG_DATA(control);
+            match ((*control).cmsg_level, (*control).cmsg_type) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let size = data.cast::<c_int>().read_unaligned();
+                    segment = u16::try_from(size).ok().and_then(NonZeroU16::new);
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) => ecn = *data & ecn::CE,
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    ecn = data.cast::<c_int>().read_unaligned() as u8 & ecn::CE;
+                }
+                _ => {}
             }
             control = libc::CMSG_NXTHDR(message, control);
         }
     }
-    None
+    (segment, ecn)
 }
 
-/// Sends `parts`, one behind the other, to `to:port`: as one datagram, or cut into datagrams of `size` bytes.
+/// Sends `parts`, one behind the other, to `to:port`, marked with `ecn`: as one datagram, or cut into datagrams of
+/// `size` bytes.
 pub(super) fn send_segments(
     socket: BorrowedFd<'_>,
-    to: IpAddr,
-    port: u16,
+    (to, port): (IpAddr, u16),
+    ecn: u8,
     size: Option<u16>,
     parts: &[IoSlice<'_>],
 ) -> Result<(), Errno> {
     // SAFETY: plain C structures for which all-zero is a valid value.
     let (mut message, mut address) = unsafe { (mem::zeroed::<msghdr>(), mem::zeroed::<sockaddr_storage>()) };
-    let mut control: Control = [0; 4];
+    let mut control = Control::default();
     message.msg_namelen = fill(&mut address, to, port) as socklen_t;
     message.msg_name = ptr::from_mut(&mut address).cast();
     // The kernel only reads what is sent, and an `IoSlice` is an `iovec`.
     message.msg_iov = parts.as_ptr().cast_mut().cast();
     message.msg_iovlen = parts.len();
     if let Some(size) = size {
-        message.msg_control = ptr::from_mut(&mut control).cast();
-        message.msg_controllen = control_space(size_of::<u16>());
-        // SAFETY: the control memory is large and aligned enough for one header and a `u16`.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_UDP;
-            (*header).cmsg_type = libc::UDP_SEGMENT;
-            (*header).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
-            libc::CMSG_DATA(header).cast::<u16>().write_unaligned(size);
-        }
+        add_control(&mut message, &mut control, (libc::SOL_UDP, libc::UDP_SEGMENT), size);
+    }
+    if ecn != ecn::NOT_ECT {
+        let kind = match to {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        };
+        add_control(&mut message, &mut control, kind, c_int::from(ecn));
     }
     // SAFETY: every pointer in `message` points to memory that lives until the end of this function or is borrowed.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
     if sent < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// Puts a number beside a message, behind those that are there already. There is room for two.
+fn add_control<N: Copy>(message: &mut msghdr, control: &mut Control, kind: (c_int, c_int), number: N) {
+    let at = message.msg_controllen;
+    let space = control_space(size_of::<N>());
+    if at + space > size_of::<Control>() {
+        return;
+    }
+    message.msg_control = ptr::from_mut(control).cast();
+    message.msg_controllen = at + space;
+    // SAFETY: the control memory reaches beyond `at + space`, `at` is aligned because every space is, and a space holds
+    // one header and the number.
+    unsafe {
+        let header = ptr::from_mut(control).cast::<u8>().add(at).cast::<libc::cmsghdr>();
+        (*header).cmsg_level = kind.0;
+        (*header).cmsg_type = kind.1;
+        (*header).cmsg_len = libc::CMSG_LEN(size_of::<N>() as u32) as usize;
+        libc::CMSG_DATA(header).cast::<N>().write_unaligned(number);
+    }
 }
 
 /// Writes `to:port` into `address`; the number of bytes used.

@@ -16,6 +16,7 @@ pub mod netlink;
 mod nft;
 pub mod nodes_file;
 mod program;
+mod steering;
 pub mod sysctl;
 pub mod tun;
 mod tun_frames;

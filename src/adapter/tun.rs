@@ -34,11 +34,13 @@ pub struct TunOptions {
     pub offloads: Features,
     /// Super-packets are written to it whatever the kernel's offloads, so the plain form will not do.
     pub frames: bool,
+    /// How many queues it may have.
+    pub queues: usize,
 }
 
 impl From<Features> for TunOptions {
     fn from(offloads: Features) -> Self {
-        Self { offloads, frames: false }
+        Self { offloads, frames: false, queues: 1 }
     }
 }
 
@@ -61,11 +63,11 @@ impl TunDevice {
     /// Creates the device, or attaches to a persistent one of that name that nobody holds. Offloads that are wanted and
     /// cannot be had are done without: [`TunDevice::offloads`] says which are there.
     pub fn open(name: &str, options: impl Into<TunOptions>) -> Result<Self> {
-        let TunOptions { offloads: wanted, frames } = options.into();
+        let TunOptions { offloads: wanted, frames, queues } = options.into();
         let plain = || Self::plain(name).map(|plain| Form::Plain(Arc::new(plain)));
         let some = wanted.has(Feature::Tso) || wanted.has(Feature::Coalesce);
         let form = if some || frames {
-            match Frames::open(name, wanted) {
+            match Frames::open(name, wanted, queues) {
                 Ok(opened) => Form::Frames(Arc::new(opened)),
                 Err(error) if frames => return Err(explain(name, error)),
                 // The kernel has none: whatever else is wrong, the plain form fails of too.
@@ -106,11 +108,19 @@ impl TunDevice {
         self.index
     }
 
-    /// A handle for one data-path thread.
-    pub fn io(&self, wake: &Arc<WakeFd>) -> DeviceIo {
+    /// How many queues it has.
+    pub fn queues(&self) -> usize {
+        match &self.form {
+            Form::Plain(_) => 1,
+            Form::Frames(frames) => frames.queues(),
+        }
+    }
+
+    /// A handle for one data-path thread, on the queue of that number; they are counted round.
+    pub fn io(&self, queue: usize, wake: &Arc<WakeFd>) -> DeviceIo {
         match &self.form {
             Form::Plain(iface) => DeviceIo::Plain(TunIo { iface: iface.clone(), wake: wake.clone() }),
-            Form::Frames(frames) => DeviceIo::Frames(FramesIo::new(frames.clone(), wake.clone())),
+            Form::Frames(frames) => DeviceIo::Frames(FramesIo::new(frames.clone(), queue, wake.clone())),
         }
     }
 }
@@ -144,7 +154,7 @@ impl PacketIo for TunIo {
         batch.clear();
         for slot in 0..batch.capacity() {
             match self.iface.recv(batch.slot_mut(slot)) {
-                Ok(len) => batch.push(Received { len, from: None, truncated: false, segment: None }),
+                Ok(len) => batch.push(Received { len, from: None, truncated: false, segment: None, ecn: 0 }),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => break,
                 // What was read before the device failed is still worth sending.

@@ -15,7 +15,9 @@ use encap::offload::vnet::VNET_LEN;
 use nix::errno::Errno;
 use nix::sys::uio::writev;
 use nix::unistd::read;
+use tracing::info;
 
+use super::steering::Steering;
 use super::udp::{WakeFd, wait_readable};
 use crate::config::offload::{Feature, Features};
 use crate::ports::{FrameIo, SendError, Wake};
@@ -23,6 +25,8 @@ use crate::ports::{FrameIo, SendError, Wake};
 nix::ioctl_write_int!(set_offload, b'T', 208);
 nix::ioctl_write_ptr!(set_header_len, b'T', 216, libc::c_int);
 nix::ioctl_write_ptr!(attach, b'T', 202, libc::c_int);
+// The kernel reads, although the number says that it writes.
+nix::ioctl_write_ptr_bad!(steer, nix::request_code_read!(b'T', 224, size_of::<libc::c_int>()), libc::c_int);
 
 /// Bits of `TUNSETOFFLOAD` (linux/if_tun.h).
 mod flag {
@@ -37,33 +41,47 @@ mod flag {
 /// An open device that speaks of super-packets.
 #[derive(Debug)]
 pub(super) struct Frames {
-    file: File,
+    /// At least one.
+    queues: Vec<File>,
     offloads: Features,
 }
 
 impl Frames {
-    /// Creates or attaches to the device, with what is wanted and possible of offloads. When it fails, the device is as
-    /// it was.
-    pub(super) fn open(name: &str, wanted: Features) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open("/dev/net/tun")?;
-        let mut request = Request { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
-        let room = request.name.get_mut(..name.len()).filter(|_| name.len() < libc::IFNAMSIZ);
-        room.ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(name.as_bytes());
-        request.flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        let len = VNET_LEN as libc::c_int;
-        // SAFETY: `request` is laid out as the kernel's `struct ifreq` is, and outlives the calls, which read it and
-        // write the name back; `len` is a number that the kernel reads.
-        unsafe {
-            attach(file.as_raw_fd(), (&raw const request).cast())?;
-            set_header_len(file.as_raw_fd(), &raw const len)?;
-        }
-        let mut frames = Self { file, offloads: Features::NONE };
+    /// Creates or attaches to the device, with what is wanted and possible of offloads, and up to `queues` queues. When
+    /// it fails, the device is as it was.
+    pub(super) fn open(name: &str, wanted: Features, queues: usize) -> io::Result<Self> {
+        // Without a program of ours the kernel moves a flow to the queue that its answers were written to, and what
+        // the old queue holds is overtaken.
+        let steering = if queues > 1 { Steering::load().map(Some) } else { Ok(None) };
+        let steering = steering.unwrap_or_else(|error| {
+            info!(%error, "one queue: the kernel takes no program that spreads flows (that needs CAP_BPF)");
+            None
+        });
+        let Some(steering) = steering else {
+            let mut frames = Self { queues: vec![queue(name, 0)?], offloads: Features::NONE };
+            frames.negotiate(wanted)?;
+            return Ok(frames);
+        };
+        let mut frames = Self { queues: vec![queue(name, libc::IFF_MULTI_QUEUE)?], offloads: Features::NONE };
         frames.negotiate(wanted)?;
+        let fd = steering.as_raw_fd();
+        // SAFETY: `fd` is a number that the kernel reads.
+        if let Err(errno) = unsafe { steer(frames.file(0).as_raw_fd(), &raw const fd) } {
+            info!(%errno, "one queue: the tunnel device takes no program that spreads flows");
+            return Ok(frames);
+        }
+        for _ in 1..queues {
+            frames.queues.push(queue(name, libc::IFF_MULTI_QUEUE)?);
+        }
         Ok(frames)
+    }
+
+    fn file(&self, queue: usize) -> &File {
+        &self.queues[queue % self.queues.len()]
+    }
+
+    pub(super) fn queues(&self) -> usize {
+        self.queues.len()
     }
 
     /// Takes the best that the kernel agrees to.
@@ -80,7 +98,7 @@ impl Frames {
                 flags |= flag::USO;
             }
             // SAFETY: the argument is a number.
-            if unsafe { set_offload(self.file.as_raw_fd(), flags) }.is_ok() {
+            if unsafe { set_offload(self.file(0).as_raw_fd(), flags) }.is_ok() {
                 self.offloads = offer;
                 return Ok(());
             }
@@ -91,6 +109,27 @@ impl Frames {
     pub(super) fn offloads(&self) -> Features {
         self.offloads
     }
+}
+
+/// Opens one queue of the device.
+fn queue(name: &str, flags: libc::c_int) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
+    let room = request.name.get_mut(..name.len()).filter(|_| name.len() < libc::IFNAMSIZ);
+    room.ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(name.as_bytes());
+    request.flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as libc::c_short;
+    let len = VNET_LEN as libc::c_int;
+    // SAFETY: `request` is laid out as the kernel's `struct ifreq` is, and outlives the calls, which read it and
+    // write the name back; `len` is a number that the kernel reads.
+    unsafe {
+        attach(file.as_raw_fd(), (&raw const request).cast())?;
+        set_header_len(file.as_raw_fd(), &raw const len)?;
+    }
+    Ok(file)
 }
 
 /// `struct ifreq` as `TUNSETIFF` reads it: 40 bytes, of which a name and flags matter.
@@ -107,18 +146,23 @@ const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
 #[derive(Debug)]
 pub struct FramesIo {
     frames: Arc<Frames>,
+    queue: usize,
     wake: Arc<WakeFd>,
 }
 
 impl FramesIo {
-    pub(super) fn new(frames: Arc<Frames>, wake: Arc<WakeFd>) -> Self {
-        Self { frames, wake }
+    pub(super) fn new(frames: Arc<Frames>, queue: usize, wake: Arc<WakeFd>) -> Self {
+        Self { frames, queue, wake }
+    }
+
+    fn file(&self) -> &File {
+        self.frames.file(self.queue)
     }
 }
 
 impl FrameIo for FramesIo {
     fn read(&mut self, memory: &mut [u8]) -> io::Result<Option<usize>> {
-        match read(self.frames.file.as_fd(), memory) {
+        match read(self.file().as_fd(), memory) {
             Ok(len) => Ok(Some(len)),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
             Err(errno) => Err(errno.into()),
@@ -127,7 +171,7 @@ impl FrameIo for FramesIo {
 
     fn write(&mut self, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
         loop {
-            match writev(self.frames.file.as_fd(), parts) {
+            match writev(self.file().as_fd(), parts) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EINVAL) => return Err(SendError::Unsupported),
@@ -137,7 +181,7 @@ impl FrameIo for FramesIo {
     }
 
     fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable([Some(self.frames.file.as_fd()), None], &self.wake)
+        wait_readable([Some(self.file().as_fd()), None], &self.wake)
     }
 }
 

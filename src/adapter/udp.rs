@@ -64,10 +64,14 @@ pub(super) fn wait_readable(from: [Option<BorrowedFd<'_>>; 2], wake: &WakeFd) ->
     }
 }
 
-/// The UDP socket of the overlay, bound to the external interface's address.
+/// The UDP sockets of the overlay, bound to the external interface's address: one for each queue, among which the
+/// kernel shares out what arrives by its addresses and ports (`SO_REUSEPORT`), so that a flow stays with one.
 #[derive(Debug, Clone)]
 pub struct OuterSocket {
-    socket: Arc<Socket>,
+    /// At least one.
+    sockets: Arc<[Socket]>,
+    /// What each queue sends from, where that is not the socket it receives from.
+    senders: Arc<[Socket]>,
     port: u16,
     v6: bool,
 }
@@ -84,12 +88,47 @@ pub struct SocketBuffers {
 }
 
 impl OuterSocket {
-    /// Binds `address:port`.
-    pub fn bind(address: IpAddr, port: u16) -> Result<Self> {
+    /// Binds `address:port`, with a socket for each of `queues`.
+    pub fn bind(address: IpAddr, port: u16, queues: usize) -> Result<Self> {
         let at = SocketAddr::new(address, port);
+        // The first one shares only once it is bound, so that another program at the port is not joined but reported.
+        let first = Self::bind_one(at)?;
+        let mut sockets = vec![first];
+        if queues > 1 {
+            sockets[0].set_reuse_port(true).context("cannot share the UDP port among threads")?;
+        }
+        for _ in 1..queues {
+            let socket = Self::create(at)?;
+            socket.set_reuse_port(true).context("cannot share the UDP port among threads")?;
+            socket.bind(&at.into()).with_context(|| format!("cannot bind UDP {at} once more"))?;
+            sockets.push(socket);
+        }
+        Ok(Self { sockets: sockets.into(), senders: Arc::default(), port, v6: address.is_ipv6() })
+    }
+
+    /// Sends from a port for each queue instead of the tunnel's: the network and the receiver then tell flows apart.
+    /// Only where the receiver does not judge by the port.
+    pub fn spread(mut self, address: IpAddr) -> Result<Self> {
+        if self.sockets.len() > 1 {
+            let at = SocketAddr::new(address, 0);
+            let senders: Result<Vec<Socket>> = self.sockets.iter().map(|_| Self::bind_one(at)).collect();
+            self.senders = senders?.into();
+        }
+        Ok(self)
+    }
+
+    /// Not yet bound. Says of each datagram whether the network marked it.
+    fn create(at: SocketAddr) -> Result<Socket> {
         let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))
             .context("cannot create the UDP socket")?;
         socket.set_nonblocking(true).context("cannot make the UDP socket non-blocking")?;
+        let marks = if at.is_ipv6() { socket.set_recv_tclass_v6(true) } else { socket.set_recv_tos_v4(true) };
+        marks.context("cannot have congestion marks reported")?;
+        Ok(socket)
+    }
+
+    fn bind_one(at: SocketAddr) -> Result<Socket> {
+        let (socket, address, port) = (Self::create(at)?, at.ip(), at.port());
         if let Err(error) = socket.bind(&at.into()) {
             match error.kind() {
                 ErrorKind::AddrInUse => bail!(
@@ -102,51 +141,72 @@ impl OuterSocket {
                 _ => return Err(error).with_context(|| format!("cannot bind UDP {at}")),
             }
         }
-        Ok(Self { socket: Arc::new(socket), port, v6: address.is_ipv6() })
+        Ok(socket)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Socket> {
+        self.sockets.iter().chain(self.senders.iter())
+    }
+
+    /// How many sockets take what arrives.
+    pub fn queues(&self) -> usize {
+        self.sockets.len()
     }
 
     /// Enlarges the buffers past the system's limit where allowed, else as far as it goes.
     pub fn enlarge_buffers(&self) -> Result<SocketBuffers> {
-        let forced = setsockopt(&self.socket, sockopt::RcvBufForce, &SOCKET_BUFFER)
-            .and_then(|()| setsockopt(&self.socket, sockopt::SndBufForce, &SOCKET_BUFFER));
-        if forced.is_err() {
-            self.socket.set_recv_buffer_size(SOCKET_BUFFER).context("cannot set SO_RCVBUF")?;
-            self.socket.set_send_buffer_size(SOCKET_BUFFER).context("cannot set SO_SNDBUF")?;
+        let mut limited = false;
+        for socket in self.all() {
+            let forced = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER)
+                .and_then(|()| setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER));
+            if forced.is_err() {
+                socket.set_recv_buffer_size(SOCKET_BUFFER).context("cannot set SO_RCVBUF")?;
+                socket.set_send_buffer_size(SOCKET_BUFFER).context("cannot set SO_SNDBUF")?;
+            }
+            limited |= forced.is_err();
         }
+        let first = &self.sockets[0];
         Ok(SocketBuffers {
-            receive: self.socket.recv_buffer_size().context("cannot read SO_RCVBUF")?,
-            send: self.socket.send_buffer_size().context("cannot read SO_SNDBUF")?,
-            limited: forced.is_err(),
+            receive: first.recv_buffer_size().context("cannot read SO_RCVBUF")?,
+            send: first.send_buffer_size().context("cannot read SO_SNDBUF")?,
+            limited,
         })
     }
 
-    /// Datagrams that the kernel dropped because the receive buffer was full, since the socket was made.
+    /// Datagrams that the kernel dropped because a receive buffer was full, since the sockets were made.
     pub fn overflows(&self) -> Option<u64> {
-        super::mmsg::receive_drops(&SockRef::from(&*self.socket)).ok().map(u64::from)
+        let drops = |socket| super::mmsg::receive_drops(&SockRef::from(socket)).ok().map(u64::from);
+        self.sockets.iter().map(drops).sum()
     }
 
     /// Turns on what `wanted` names and the kernel has, and turns off the rest; says what is on.
     pub fn set_offloads(&self, wanted: Features) -> Features {
         let mut on = Features::NONE;
-        if setsockopt(&self.socket, sockopt::UdpGroSegment, &wanted.has(Feature::Gro)).is_ok()
-            && wanted.has(Feature::Gro)
-        {
+        let gro = wanted.has(Feature::Gro);
+        let agreed = |socket: &Socket| setsockopt(socket, sockopt::UdpGroSegment, &gro).is_ok();
+        // Of each, also if one refuses.
+        if self.sockets.iter().filter(|socket| agreed(socket)).count() == self.sockets.len() && gro {
             on = on.with(Feature::Gro);
         }
         // Asked for with each send; here only whether the kernel knows it.
-        if wanted.has(Feature::Gso) && setsockopt(&self.socket, sockopt::UdpGsoSegment, &0).is_ok() {
+        if wanted.has(Feature::Gso) && setsockopt(&self.sockets[0], sockopt::UdpGsoSegment, &0).is_ok() {
             on = on.with(Feature::Gso);
         }
         on
     }
 
-    /// A handle for one data-path thread. `slots` is the largest batch.
-    pub fn io(&self, wake: &Arc<WakeFd>, slots: usize) -> UdpIo {
-        UdpIo::new(self.clone(), None, wake, slots)
+    /// A handle for one data-path thread of that queue. `slots` is the largest batch.
+    pub fn io(&self, queue: usize, wake: &Arc<WakeFd>, slots: usize) -> UdpIo {
+        UdpIo::new(self.clone(), None, queue, wake, slots)
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    fn receiver(&self, queue: usize) -> BorrowedFd<'_> {
+        self.sockets[queue % self.sockets.len()].as_fd()
+    }
+
+    fn sender(&self, queue: usize) -> BorrowedFd<'_> {
+        let senders = if self.senders.is_empty() { &self.sockets } else { &self.senders };
+        senders[queue % senders.len()].as_fd()
     }
 }
 
@@ -157,14 +217,21 @@ pub struct UdpIo {
     socket: OuterSocket,
     /// Of the other family.
     other: Option<OuterSocket>,
+    queue: usize,
     wake: Arc<WakeFd>,
     messages: Mmsg,
 }
 
 impl UdpIo {
-    /// A handle for one data-path thread. `slots` is the largest batch.
-    pub fn new(socket: OuterSocket, other: Option<OuterSocket>, wake: &Arc<WakeFd>, slots: usize) -> Self {
-        Self { socket, other, wake: wake.clone(), messages: Mmsg::new(slots) }
+    /// A handle for one data-path thread of that queue; queues are counted round. `slots` is the largest batch.
+    pub fn new(
+        socket: OuterSocket,
+        other: Option<OuterSocket>,
+        queue: usize,
+        wake: &Arc<WakeFd>,
+        slots: usize,
+    ) -> Self {
+        Self { socket, other, queue, wake: wake.clone(), messages: Mmsg::new(slots) }
     }
 
     /// The socket that reaches an address.
@@ -183,7 +250,7 @@ impl PacketIo for UdpIo {
             std::mem::swap(&mut self.socket, other);
         }
         for socket in [Some(&self.socket), self.other.as_ref()].into_iter().flatten() {
-            match self.messages.recv(socket.fd(), batch) {
+            match self.messages.recv(socket.receiver(self.queue), batch) {
                 Ok(()) => break,
                 Err(RecvOutcome::Empty) => {}
                 Err(RecvOutcome::Failed(error)) => return Err(error),
@@ -201,7 +268,7 @@ impl PacketIo for UdpIo {
         // The plain form has one socket.
         let socket = self.socket.clone();
         while !packets.is_empty() {
-            let sent = match self.messages.send(socket.fd(), batch, packets, socket.port) {
+            let sent = match self.messages.send(socket.sender(self.queue), batch, packets, socket.port) {
                 Ok(sent) => sent,
                 Err(Errno::EINTR) => continue,
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
@@ -221,18 +288,19 @@ impl PacketIo for UdpIo {
     }
 
     fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable([Some(self.socket.fd()), self.other.as_ref().map(OuterSocket::fd)], &self.wake)
+        let other = self.other.as_ref().map(|other| other.receiver(self.queue));
+        wait_readable([Some(self.socket.receiver(self.queue)), other], &self.wake)
     }
 }
 
 impl SegmentIo for UdpIo {
-    fn send(&mut self, to: IpAddr, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
+    fn send(&mut self, to: IpAddr, ecn: u8, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let several = bytes > size;
         let size = if several { Some(u16::try_from(size).map_err(|_| SendError::TooMuch)?) } else { None };
         let socket = self.toward(to);
         loop {
-            match send_segments(socket.fd(), to, socket.port, size, parts) {
+            match send_segments(socket.sender(self.queue), (to, socket.port), ecn, size, parts) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
@@ -251,7 +319,7 @@ impl UdpIo {
     /// Sleeps until the socket takes more; `false` when told to stop meanwhile.
     fn wait_writable(&self, socket: &OuterSocket) -> bool {
         let mut fds = [
-            PollFd::new(socket.fd(), PollFlags::POLLOUT),
+            PollFd::new(socket.sender(self.queue), PollFlags::POLLOUT),
             PollFd::new(self.wake.event.as_fd(), PollFlags::POLLIN),
         ];
         poll(&mut fds, PollTimeout::NONE).is_ok() && fds[1].any() != Some(true)

@@ -29,6 +29,7 @@ pub(super) struct Endpoint {
 pub(super) struct DataPath {
     shared: Arc<Shared>,
     framing: Framing,
+    queues: usize,
     endpoint: Endpoint,
     socket: OuterSocket,
     other: Option<OuterSocket>,
@@ -59,11 +60,13 @@ impl DataPath {
         endpoint: Endpoint,
         framing: Framing,
         spin: Duration,
+        queues: usize,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Exit>)> {
-        let socket = bind(endpoint.address, endpoint.port)?;
-        let other = endpoint.other.map(|address| bind(address, endpoint.port)).transpose()?;
+        let socket = bind(endpoint.address, endpoint.port, framing, queues)?;
+        let bind = |address| bind(address, endpoint.port, framing, queues);
+        let other = endpoint.other.map(bind).transpose()?;
         let (exits, receiver) = mpsc::unbounded_channel();
-        Ok((Self { shared, framing, endpoint, socket, other, spin, running: None, exits }, receiver))
+        Ok((Self { shared, framing, queues, endpoint, socket, other, spin, running: None, exits }, receiver))
     }
 
     /// Takes datagrams at `endpoint` from now on.
@@ -72,11 +75,12 @@ impl DataPath {
             return Ok(());
         }
         // An address that stays is taken by the socket that stays.
+        let bind = |address| bind(address, endpoint.port, self.framing, self.queues);
         if endpoint.address != self.endpoint.address {
-            self.socket = bind(endpoint.address, endpoint.port)?;
+            self.socket = bind(endpoint.address)?;
         }
         if endpoint.other != self.endpoint.other {
-            self.other = endpoint.other.map(|address| bind(address, endpoint.port)).transpose()?;
+            self.other = endpoint.other.map(bind).transpose()?;
         }
         self.endpoint = endpoint;
         match self.running.as_ref().map(|running| running.device.clone()) {
@@ -97,29 +101,52 @@ impl DataPath {
         self.shared.resume();
         let wake = Arc::new(WakeFd::new(self.spin)?);
         self.set_offloads(device);
-        let framing = self.framing;
-        let udp = || UdpIo::new(self.socket.clone(), self.other.clone(), &wake, BATCH);
-        let io = || (device.io(&wake), udp());
-        let (tun, mut udp) = io();
-        let shared = self.shared.clone();
-        let tx = self.spawn("tun-to-udp", device.index(), move || match tun {
-            DeviceIo::Plain(mut tun) => dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns()),
-            DeviceIo::Frames(mut tun) => {
-                dataplane::encapsulate_offloaded(&shared, framing, &mut tun, &mut udp, monotonic_ns())
-            }
-        })?;
-        let (tun, mut udp) = io();
-        let shared = self.shared.clone();
-        let rx = self.spawn("udp-to-tun", device.index(), move || match tun {
-            DeviceIo::Plain(mut tun) => dataplane::decapsulate(&shared, &mut udp, &mut tun),
-            DeviceIo::Frames(mut tun) => {
-                dataplane::decapsulate_offloaded(&shared, framing, &mut udp, &mut tun)
-            }
-        });
-        let mut threads = vec![tx];
-        let rx = rx.map(|rx| threads.push(rx));
+        let mut threads = Vec::new();
+        let outcome = self.threads(device, &wake, &mut threads);
+        // Also those that were started before one could not be.
         self.running = Some(Running { device: device.clone(), wake, threads });
-        rx
+        outcome
+    }
+
+    /// A thread for each queue of the device, and one for each socket.
+    fn threads(
+        &self,
+        device: &TunDevice,
+        wake: &Arc<WakeFd>,
+        threads: &mut Vec<JoinHandle<()>>,
+    ) -> Result<()> {
+        let framing = self.framing;
+        let io = |queue| {
+            let udp = UdpIo::new(self.socket.clone(), self.other.clone(), queue, wake, BATCH);
+            (device.io(queue, wake), udp, self.shared.clone())
+        };
+        for queue in 0..device.queues() {
+            let (tun, mut udp, shared) = io(queue);
+            threads.push(self.spawn("tun-to-udp", device.index(), move || match tun {
+                DeviceIo::Plain(mut tun) => {
+                    dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns())
+                }
+                DeviceIo::Frames(mut tun) => {
+                    let now = monotonic_ns();
+                    dataplane::encapsulate_offloaded(&shared, queue, framing, &mut tun, &mut udp, now)
+                }
+            })?);
+        }
+        for queue in 0..self.socket.queues() {
+            let (tun, mut udp, shared) = io(queue);
+            threads.push(self.spawn("udp-to-tun", device.index(), move || match tun {
+                DeviceIo::Plain(mut tun) => dataplane::decapsulate(&shared, queue, &mut udp, &mut tun),
+                DeviceIo::Frames(mut tun) => {
+                    dataplane::decapsulate_offloaded(&shared, queue, framing, &mut udp, &mut tun)
+                }
+            })?);
+        }
+        info!(
+            queues = device.queues(),
+            sockets = self.socket.queues(),
+            "the data path runs, a thread for each queue of the tunnel device and for each socket"
+        );
+        Ok(())
     }
 
     /// Agrees with the kernel on what it does for us. A plain device has no use for what the socket could do.
@@ -188,8 +215,12 @@ impl Drop for DataPath {
     }
 }
 
-fn bind(address: IpAddr, port: u16) -> Result<OuterSocket> {
-    let socket = OuterSocket::bind(address, port)?;
+fn bind(address: IpAddr, port: u16, framing: Framing, queues: usize) -> Result<OuterSocket> {
+    let mut socket = OuterSocket::bind(address, port, queues)?;
+    // In the UDP backend nodes know each other by this port.
+    if framing != Framing::Plain {
+        socket = socket.spread(address)?;
+    }
     let buffers = socket.enlarge_buffers()?;
     if buffers.limited {
         warn!(

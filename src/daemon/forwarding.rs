@@ -87,9 +87,18 @@ impl Forwarding {
                 info!(name, "the kernel's VXLAN device made way for ours");
             }
         }
-        let (mut data_path, exits) =
-            DataPath::bind(state.shared.clone(), tunnel.endpoint, tunnel.framing, state.conf.spin)?;
-        let options = TunOptions { offloads: state.offloads, frames: tunnel.framing != Framing::Plain };
+        let (mut data_path, exits) = DataPath::bind(
+            state.shared.clone(),
+            tunnel.endpoint,
+            tunnel.framing,
+            state.conf.spin,
+            state.queues,
+        )?;
+        let options = TunOptions {
+            offloads: state.offloads,
+            frames: tunnel.framing != Framing::Plain,
+            queues: state.queues,
+        };
         let device = TunDevice::open(&tunnel.device, options)?;
         data_path.start(&device)?;
         let gauges = Gauges::new(handle, device.index());

@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) conf: NetConf,
     /// What the data path may use of the kernel's offloads.
     pub(super) offloads: Features,
+    /// How many threads the data path has for each direction.
+    pub(super) queues: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Metrics,
     pub(super) peers: Peers,
@@ -87,6 +89,15 @@ struct Heard {
 /// The uid of a Node, and keys and values of annotations.
 type Carried = (String, Vec<(String, String)>);
 
+/// As many queues as CPUs, up to this, unless `Queues` says otherwise.
+const USUAL_QUEUES: usize = 8;
+
+fn queues(conf: &NetConf, offloads: Features) -> usize {
+    let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+    // The plain device has one.
+    if offloads == Features::NONE { 1 } else { conf.queues.unwrap_or_else(|| cpus().min(USUAL_QUEUES)) }
+}
+
 impl State {
     pub(super) fn new(
         node: String,
@@ -95,9 +106,10 @@ impl State {
         conf: NetConf,
         offloads: Features,
     ) -> Result<Self> {
+        let queues = queues(&conf, offloads);
         // Without a data path of ours nobody sends to its port.
         let port = if let BackendConf::Udp { port } = conf.backend { port } else { 0 };
-        let shared = Shared::new(conf.source_check, port);
+        let shared = Shared::new(conf.source_check, port, queues);
         let mut index = LeaseIndex::new(IndexConfig {
             own_node: node.clone(),
             networks: conf.networks(),
@@ -139,6 +151,7 @@ impl State {
             args,
             conf,
             offloads,
+            queues,
             shared,
         })
     }

@@ -32,7 +32,7 @@ impl Answers {
         if let Some(slot) = batch.slot_mut(0).get_mut(..answer.len()) {
             slot.copy_from_slice(answer);
         }
-        batch.push(Received { len: answer.len(), from: None, truncated: false, segment: None });
+        batch.push(Received { len: answer.len(), from: None, truncated: false, segment: None, ecn: 0 });
         let answer = Transmit { slot: 0, len: answer.len(), to: None, peer: None };
         tun.send(batch, &[answer], |_, outcome| {
             if outcome.is_ok() {

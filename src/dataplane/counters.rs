@@ -1,7 +1,7 @@
 //! Counters that one data-path thread writes and others read.
 //!
 //! Each thread has a [`Lane`] of its own, so an increment is a plain load and store, never a locked instruction,
-//! and no cache line is shared between writers.
+//! and no cache line is shared between writers. Readers see the [`Lanes`] of a direction as one.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::OnceLock;
@@ -18,12 +18,21 @@ const BLOCKS: usize = 256;
 /// Upper bounds of the batch-size histogram, packets.
 pub const BATCH_BOUNDS: [u64; 9] = [1, 2, 4, 8, 16, 32, 64, 256, 1024];
 
+/// Counters of one direction: a lane for each of its threads, read as their sum.
+#[derive(Debug)]
+pub struct Lanes {
+    lanes: Box<[Lane]>,
+    /// The two halves of the last refused sender's address. A reader may catch halves of two IPv6 addresses; people
+    /// read it, nothing depends on it.
+    refused: [AtomicU64; 2],
+}
+
 /// Counters of one direction, written by one thread.
 ///
 /// 128 bytes, because Intel's prefetcher fetches cache lines in pairs.
 #[derive(Debug)]
 #[repr(align(128))]
-pub struct Lane {
+pub(super) struct Lane {
     packets: AtomicU64,
     bytes: AtomicU64,
     answers: AtomicU64,
@@ -31,9 +40,6 @@ pub struct Lane {
     flagged: [AtomicU64; DropReason::COUNT],
     received: AtomicU64,
     batches: [AtomicU64; BATCH_BOUNDS.len()],
-    /// The two halves of the last refused sender's address. A reader may catch halves of two IPv6 addresses; people
-    /// read it, nothing depends on it.
-    refused: [AtomicU64; 2],
     peers: Box<[OnceLock<Box<[PeerCell]>>]>,
 }
 
@@ -62,7 +68,6 @@ impl Default for Lane {
             flagged: std::array::from_fn(|_| AtomicU64::default()),
             received: AtomicU64::default(),
             batches: std::array::from_fn(|_| AtomicU64::default()),
-            refused: Default::default(),
             peers: (0..BLOCKS).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -113,20 +118,6 @@ impl Lane {
         }
     }
 
-    /// Remembers who sent what the source check refused.
-    pub(super) fn refused(&self, reason: DropReason, from: IpAddr) {
-        if !matches!(reason, DropReason::UnknownSender | DropReason::SpoofedSource) {
-            return;
-        }
-        let bits = match from {
-            IpAddr::V4(from) => from.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(from) => from.to_bits(),
-        };
-        let [high, low] = &self.refused;
-        high.store((bits >> 64) as u64, Relaxed);
-        low.store(bits as u64, Relaxed);
-    }
-
     pub(super) fn answered(&self) {
         add(&self.answers, 1);
     }
@@ -144,25 +135,64 @@ impl Lane {
             add(counter, 1);
         }
     }
+}
+
+impl Lanes {
+    /// For so many threads, at least one.
+    pub(super) fn new(threads: usize) -> Self {
+        Self { lanes: (0..threads.max(1)).map(|_| Lane::default()).collect(), refused: Default::default() }
+    }
+
+    /// The counters of the thread that serves `queue`, which nobody else may write.
+    pub(super) fn lane(&self, queue: usize) -> &Lane {
+        &self.lanes[queue % self.lanes.len()]
+    }
+
+    pub(super) fn reserve(&self, highest: u32) {
+        self.lanes.iter().for_each(|lane| lane.reserve(highest));
+    }
+
+    fn sum(&self, read: impl Fn(&Lane) -> &AtomicU64) -> u64 {
+        self.lanes.iter().map(|lane| read(lane).load(Relaxed)).sum()
+    }
+
+    /// Remembers who sent what the source check refused.
+    pub(super) fn refused(&self, reason: DropReason, from: IpAddr) {
+        if !matches!(reason, DropReason::UnknownSender | DropReason::SpoofedSource) {
+            return;
+        }
+        let bits = match from {
+            IpAddr::V4(from) => from.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(from) => from.to_bits(),
+        };
+        let [high, low] = &self.refused;
+        high.store((bits >> 64) as u64, Relaxed);
+        low.store(bits as u64, Relaxed);
+    }
 
     /// Packets forwarded.
     pub fn packets(&self) -> u64 {
-        self.packets.load(Relaxed)
+        self.sum(|lane| &lane.packets)
+    }
+
+    /// Packets forwarded by each thread.
+    pub fn by_queue(&self) -> impl Iterator<Item = u64> {
+        self.lanes.iter().map(|lane| lane.packets.load(Relaxed))
     }
 
     /// Bytes of inner packets forwarded.
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
+        self.sum(|lane| &lane.bytes)
     }
 
     /// ICMP errors written back to senders.
     pub fn answers(&self) -> u64 {
-        self.answers.load(Relaxed)
+        self.sum(|lane| &lane.answers)
     }
 
     /// Packets delivered that `SourceCheck: enforce` would have dropped for `reason`.
     pub fn flagged(&self, reason: DropReason) -> u64 {
-        self.flagged.get(reason.index()).map_or(0, |counter| counter.load(Relaxed))
+        self.sum(|lane| &lane.flagged[reason.index()])
     }
 
     /// The sender that the source check refused last.
@@ -175,24 +205,25 @@ impl Lane {
 
     /// Packets dropped for `reason`.
     pub fn drops(&self, reason: DropReason) -> u64 {
-        self.drops.get(reason.index()).map_or(0, |counter| counter.load(Relaxed))
+        self.sum(|lane| &lane.drops[reason.index()])
     }
 
     /// Packets taken in, whatever became of them.
     pub fn received(&self) -> u64 {
-        self.received.load(Relaxed)
+        self.sum(|lane| &lane.received)
     }
 
     /// Batches by size: one count for each of [`BATCH_BOUNDS`], not cumulative.
     pub fn batches(&self) -> [u64; BATCH_BOUNDS.len()] {
-        std::array::from_fn(|bucket| self.batches.get(bucket).map_or(0, |counter| counter.load(Relaxed)))
+        std::array::from_fn(|bucket| self.sum(|lane| &lane.batches[bucket]))
     }
 
     /// What one peer sent or was sent.
     pub fn peer(&self, peer: PeerId) -> PeerTotals {
-        self.cell(peer).map_or_else(PeerTotals::default, |cell| PeerTotals {
-            packets: cell.packets.load(Relaxed),
-            bytes: cell.bytes.load(Relaxed),
+        let cells = self.lanes.iter().filter_map(|lane| lane.cell(peer));
+        cells.fold(PeerTotals::default(), |sum, cell| PeerTotals {
+            packets: sum.packets + cell.packets.load(Relaxed),
+            bytes: sum.bytes + cell.bytes.load(Relaxed),
         })
     }
 }

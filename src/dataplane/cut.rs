@@ -1,6 +1,7 @@
 //! Tunnel device to UDP with offloads: super-packets are cut, small packets share sends.
 
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::ops::Range;
 
 use encap::offload::runs::{MAX_BYTES, MAX_SEGMENTS, Run, Runs};
@@ -9,7 +10,7 @@ use encap::offload::vnet::{VNET_LEN, VnetHeader};
 use encap::{DropReason, Family, Fib, Framing, NextHop, Outbound, PeerId};
 
 use super::answers::Answers;
-use super::{BATCH, Shared};
+use super::{BATCH, Lane, Shared};
 use crate::config::offload::Feature;
 use crate::ports::{FrameIo, SegmentIo, SendError, Wake};
 
@@ -23,18 +24,19 @@ const FRAME: usize = HEADROOM + VNET_LEN + 40 + 65_535;
 /// Memory for the packets that wait to share a send: as many as usually fit, and a whole frame more.
 const MEMORY: usize = BATCH * 2048 + FRAME;
 
-/// Tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
+/// From one queue of the tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
 ///
 /// `now` is a monotonic clock in nanoseconds; it is read only when an ICMP error is due.
 pub fn encapsulate_offloaded<T: FrameIo, U: SegmentIo>(
     shared: &Shared,
+    queue: usize,
     framing: Framing,
     tun: &mut T,
     udp: &mut U,
     now: impl Fn() -> u64,
 ) -> io::Result<()> {
     let mut memory = vec![0; MEMORY].into_boxed_slice();
-    let mut cutter = Cutter::new(shared, framing);
+    let mut cutter = Cutter::new(shared, shared.tx.lane(queue), framing);
     while !shared.stopped() {
         // Asked once more before waiting: a read that finds nothing costs less than `poll` does, and under load it finds
         // something.
@@ -45,15 +47,22 @@ pub fn encapsulate_offloaded<T: FrameIo, U: SegmentIo>(
     Ok(())
 }
 
-/// A small packet that waits for those behind it in the device's queue, and no longer.
+/// A packet waits for those behind it in the device's queue that go there, too, and no longer.
 #[derive(Clone, Copy, PartialEq)]
 struct Toward {
     peer: PeerId,
-    addr: std::net::IpAddr,
+    addr: IpAddr,
+}
+
+impl From<&NextHop> for Toward {
+    fn from(hop: &NextHop) -> Self {
+        Self { peer: hop.peer, addr: hop.addr }
+    }
 }
 
 struct Cutter<'s> {
     shared: &'s Shared,
+    lane: &'s Lane,
     framing: Framing,
     headers: Box<[u8]>,
     runs: Runs<Toward>,
@@ -71,10 +80,11 @@ enum Taken {
 }
 
 impl<'s> Cutter<'s> {
-    fn new(shared: &'s Shared, framing: Framing) -> Self {
+    fn new(shared: &'s Shared, lane: &'s Lane, framing: Framing) -> Self {
         let each = Framing::MAX_HEADER + segment::MAX_HEADERS;
         Self {
             shared,
+            lane,
             framing,
             headers: vec![0; MAX_SEGMENTS * each].into_boxed_slice(),
             runs: Runs::new(BATCH),
@@ -119,7 +129,7 @@ impl<'s> Cutter<'s> {
         }
         self.flush(memory, udp);
         if packets > 0 {
-            self.shared.tx.batch(packets);
+            self.lane.batch(packets);
         }
         failure.map_or(Ok(packets), Err)
     }
@@ -134,9 +144,9 @@ impl<'s> Cutter<'s> {
         udp: &mut U,
         now: impl Fn() -> u64,
     ) -> (usize, Taken) {
-        let lane = &self.shared.tx;
+        let lane = self.lane;
         let frame = memory.get_mut(at.clone()).unwrap_or_default();
-        let bad = |lane: &super::Lane| {
+        let bad = |lane: &Lane| {
             lane.dropped(DropReason::BadPacket);
             (1, Taken::Done)
         };
@@ -149,13 +159,13 @@ impl<'s> Cutter<'s> {
             match encap::outbound(fib, packet) {
                 Outbound::Send { hop, len } => {
                     let (start, header) = (at.start + VNET_LEN, self.framing.header_len());
-                    let family = family(packet);
+                    let (family, ecn) = (family(packet), self.mark(hop, packet));
                     let room = memory.get_mut(start - header..start).unwrap_or_default();
                     if let Err(reason) = self.framing.write(hop, family, room) {
                         lane.dropped(reason);
                         return (1, Taken::Done);
                     }
-                    self.runs.push(Toward { peer: hop.peer, addr: hop.addr }, header + len);
+                    self.runs.push(hop.into(), ecn, header + len);
                     self.waiting.push(start - header..start + len);
                     return (1, Taken::Waits);
                 }
@@ -186,6 +196,13 @@ impl<'s> Cutter<'s> {
         (plan.count(), Taken::Done)
     }
 
+    /// The outer packet bears the inner one's mark if whoever takes it out carries marks over: every VXLAN does, flannel's
+    /// UDP backend does not.
+    fn mark(&self, hop: &NextHop, packet: &[u8]) -> u8 {
+        let carried = hop.caps.ecn || self.framing != Framing::Plain;
+        if carried { encap::ecn::of(packet) } else { encap::ecn::NOT_ECT }
+    }
+
     /// Sends the packets of a super-packet: its headers from memory of ours, its payload from where it lies.
     fn cut<U: SegmentIo>(&mut self, packet: &[u8], plan: &Segments, hop: &NextHop, udp: &mut U) {
         let count = plan.count();
@@ -194,7 +211,7 @@ impl<'s> Cutter<'s> {
         let mut header = [0; Framing::MAX_HEADER];
         let header = header.get_mut(..before).unwrap_or_default();
         if let Err(reason) = self.framing.write(hop, family(packet), header) {
-            return self.shared.tx.dropped_many(reason, count);
+            return self.lane.dropped_many(reason, count);
         }
         let most = (MAX_BYTES / size).clamp(1, MAX_SEGMENTS);
         // As even as can be: a send of two packets costs nearly as much as one of twenty.
@@ -217,7 +234,7 @@ impl<'s> Cutter<'s> {
                 pair[1] = IoSlice::new(packet.get(plan.payload(first + at)).unwrap_or_default());
             }
             let parts = parts.get(..2 * sent).unwrap_or_default();
-            self.send(udp, Toward { peer: hop.peer, addr: hop.addr }, size, parts, 2);
+            self.send(udp, hop.into(), self.mark(hop, packet), size, parts, 2);
             first += sent;
         }
     }
@@ -230,21 +247,29 @@ impl<'s> Cutter<'s> {
                 let range = self.waiting.get(member).cloned().unwrap_or_default();
                 *part = IoSlice::new(memory.get(range).unwrap_or_default());
             }
-            let Run { to, size, count, .. } = *run;
-            self.send(udp, to, size, parts.get(..count).unwrap_or_default(), 1);
+            let Run { to, ecn, size, count, .. } = *run;
+            self.send(udp, to, ecn, size, parts.get(..count).unwrap_or_default(), 1);
         }
         self.runs.clear();
         self.waiting.clear();
     }
 
     /// Sends datagrams of `each` parts, all at once if that works, else one by one. Their headers are not counted.
-    fn send<U: SegmentIo>(&self, udp: &mut U, to: Toward, size: usize, parts: &[IoSlice<'_>], each: usize) {
-        let lane = &self.shared.tx;
+    fn send<U: SegmentIo>(
+        &self,
+        udp: &mut U,
+        to: Toward,
+        ecn: u8,
+        size: usize,
+        parts: &[IoSlice<'_>],
+        each: usize,
+    ) {
+        let lane = self.lane;
         let packets = parts.len() / each;
         let bytes = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
         let inner = |bytes: usize, packets: usize| bytes.saturating_sub(packets * self.framing.header_len());
         if packets > 1 && self.shared.offloads.has(Feature::Gso) {
-            match udp.send(to.addr, size, parts) {
+            match udp.send(to.addr, ecn, size, parts) {
                 Ok(()) => return lane.forwarded_many(Some(to.peer), packets, inner(bytes(parts), packets)),
                 Err(SendError::Dropped(reason)) => return lane.dropped_many(reason, packets),
                 Err(SendError::Unsupported) => self.shared.offloads.fail(Feature::Gso),
@@ -253,7 +278,7 @@ impl<'s> Cutter<'s> {
         }
         for one in parts.chunks(each) {
             let len = bytes(one);
-            match udp.send(to.addr, len, one) {
+            match udp.send(to.addr, ecn, len, one) {
                 Ok(()) => lane.forwarded(Some(to.peer), inner(len, 1)),
                 Err(SendError::Dropped(reason)) => lane.dropped(reason),
                 Err(SendError::TooMuch) => lane.dropped(DropReason::TooBig),

@@ -22,20 +22,22 @@ const PACKETS: usize = RECEIVES * 64;
 /// Before a packet that needs nothing done.
 const PLAIN: [u8; VNET_LEN] = [0; VNET_LEN];
 
-/// UDP to tunnel device, until told to stop (`Ok`) or the socket fails (`Err`).
+/// UDP to one queue of the tunnel device, until told to stop (`Ok`) or the socket fails (`Err`).
 pub fn decapsulate_offloaded<T: FrameIo, U: PacketIo>(
     shared: &Shared,
+    queue: usize,
     framing: Framing,
     udp: &mut U,
     tun: &mut T,
 ) -> io::Result<()> {
     let mut batch = Batch::new(RECEIVES);
-    let mut joiner = Joiner { shared, framing, coalescer: Coalescer::new(PACKETS, true, true) };
+    let lane = shared.rx.lane(queue);
+    let mut joiner = Joiner { shared, lane, framing, coalescer: Coalescer::new(PACKETS, true, true) };
     while !shared.stopped() {
         udp.recv(&mut batch)?;
         let received = batch.received().len();
         if received > 0 {
-            joiner.turn(&batch, tun);
+            joiner.turn(&mut batch, tun);
         }
         // Under load there is more by now, and trying costs less than asking.
         if received == 0 && udp.wait()? == Wake::Stop {
@@ -47,37 +49,41 @@ pub fn decapsulate_offloaded<T: FrameIo, U: PacketIo>(
 
 struct Joiner<'s> {
     shared: &'s Shared,
+    lane: &'s Lane,
     framing: Framing,
     coalescer: Coalescer<Option<PeerId>>,
 }
 
 impl Joiner<'_> {
-    fn turn<T: FrameIo>(&mut self, batch: &Batch, tun: &mut T) {
+    fn turn<T: FrameIo>(&mut self, batch: &mut Batch, tun: &mut T) {
         let fib = self.shared.fib.load();
         let offloads = self.shared.offloads.active();
         let tcp = offloads.has(Feature::Coalesce);
         self.coalescer.allow(tcp, tcp && offloads.has(Feature::Uso));
         let mut packets = 0;
-        for (slot, received) in batch.received().iter().enumerate() {
+        let (filled, memory) = batch.parts_mut();
+        for (slot, received) in filled.iter().enumerate() {
             for at in datagrams(slot, received) {
                 packets += 1;
-                self.take(batch.memory(), at, received, &fib, tun);
+                self.take(memory, at, received, &fib, tun);
             }
         }
-        self.flush(batch.memory(), tun);
-        self.shared.rx.batch(packets);
+        self.flush(memory, tun);
+        self.lane.batch(packets);
     }
 
     fn take<T: FrameIo>(
         &mut self,
-        memory: &[u8],
+        memory: &mut [u8],
         at: Range<usize>,
         received: &Received,
         fib: &Fib,
         tun: &mut T,
     ) {
-        let datagram = memory.get(at.clone()).unwrap_or_default();
-        let Some((peer, len)) = admit(self.shared, self.framing, fib, received, datagram) else { return };
+        let datagram = memory.get_mut(at.clone()).unwrap_or_default();
+        let Some((peer, len)) = admit(self.shared, self.lane, self.framing, fib, received, datagram) else {
+            return;
+        };
         let start = at.start + self.framing.header_len();
         let packet = memory.get(start..start + len).unwrap_or_default();
         // Nobody but a kernel's own tunnel sends these, so nobody else pays for the look.
@@ -86,7 +92,7 @@ impl Joiner<'_> {
         {
             // What came before it goes first.
             self.flush(memory, tun);
-            return finish(&self.shared.rx, peer, &todo, packet, tun);
+            return finish(self.lane, peer, &todo, packet, tun);
         }
         if self.coalescer.is_full() {
             self.flush(memory, tun);
@@ -102,7 +108,7 @@ impl Joiner<'_> {
     }
 
     fn write<T: FrameIo>(&self, group: &Group<'_, Option<PeerId>>, memory: &[u8], tun: &mut T) {
-        let lane = &self.shared.rx;
+        let lane = self.lane;
         let mut head = [0; HEAD];
         let joined = self.shared.offloads.has(Feature::Coalesce);
         if let Some(len) = group.write_headers(memory, &mut head).filter(|_| joined) {

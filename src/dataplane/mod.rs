@@ -1,11 +1,14 @@
-//! The data path: two OS threads that move packets between the tunnel device and the UDP socket.
+//! The data path: for each queue of the tunnel device two OS threads, one for each direction, that move packets between
+//! it and a UDP socket.
 //!
 //! The threads share the forwarding table, read through an [`ArcSwap`] once per batch, and nothing else; each
-//! counts in a [`Lane`] of its own. No lock, no allocation, no log line and no copy of a packet in user space.
+//! counts in a `Lane` of its own. No lock, no allocation, no log line and no copy of a packet in user space.
 
 mod answers;
 mod counters;
 mod cut;
+#[cfg(test)]
+mod ecn_tests;
 mod join;
 #[cfg(test)]
 mod offload_tests;
@@ -22,7 +25,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use encap::{Fib, PeerId, SourceCheck};
 
-pub use counters::{BATCH_BOUNDS, Lane, PeerTotals};
+use counters::Lane;
+pub use counters::{BATCH_BOUNDS, Lanes, PeerTotals};
 pub use cut::encapsulate_offloaded;
 pub use join::decapsulate_offloaded;
 pub use offloads::Offloads;
@@ -42,23 +46,23 @@ pub struct Shared {
     /// What the kernel does for us.
     pub offloads: Offloads,
     /// Counters of tunnel device to UDP.
-    pub tx: Lane,
+    pub tx: Lanes,
     /// Counters of UDP to tunnel device.
-    pub rx: Lane,
+    pub rx: Lanes,
 }
 
 impl Shared {
     /// An empty table: everything is dropped and counted until [`Shared::publish`]. `port` is the UDP port that all
-    /// nodes send from and to.
-    pub fn new(check: SourceCheck, port: u16) -> Arc<Self> {
+    /// nodes send from and to, `queues` how many threads there may be for each direction.
+    pub fn new(check: SourceCheck, port: u16, queues: usize) -> Arc<Self> {
         Arc::new(Self {
             fib: ArcSwap::from_pointee(Fib::default()),
             stop: AtomicBool::new(false),
             check,
             port,
             offloads: Offloads::default(),
-            tx: Lane::default(),
-            rx: Lane::default(),
+            tx: Lanes::new(queues),
+            rx: Lanes::new(queues),
         })
     }
 
@@ -76,7 +80,7 @@ impl Shared {
         self.fib.store(Arc::new(fib));
     }
 
-    /// Tells both threads to return after the batch at hand; whoever calls this also wakes them.
+    /// Tells all threads to return after the batch at hand; whoever calls this also wakes them.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
     }

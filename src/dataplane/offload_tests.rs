@@ -73,6 +73,7 @@ impl FrameIo for Device {
 #[derive(Debug, PartialEq)]
 pub(super) struct Sent {
     to: IpAddr,
+    pub(super) ecn: u8,
     pub(super) datagrams: Vec<Vec<u8>>,
     pub(super) in_place: usize,
     pub(super) parts: usize,
@@ -89,7 +90,7 @@ pub(super) struct Sender {
 }
 
 impl SegmentIo for Sender {
-    fn send(&mut self, to: IpAddr, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
+    fn send(&mut self, to: IpAddr, ecn: u8, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         assert!(total <= 65_507 && total.div_ceil(size.max(1)) <= 64);
         if let Some(error) = self.refuse_many.filter(|_| total > size) {
@@ -101,6 +102,7 @@ impl SegmentIo for Sender {
             let place = self.read_into.get();
             self.sent.push(Sent {
                 to,
+                ecn,
                 datagrams: bytes.chunks(size).map(<[u8]>::to_vec).collect(),
                 in_place: parts.iter().filter(|part| lies_in(part, place)).count(),
                 parts: parts.len(),
@@ -114,18 +116,20 @@ impl SegmentIo for Sender {
 #[derive(Default)]
 struct Receiver {
     inbox: VecDeque<(Vec<u8>, Option<NonZeroU16>)>,
+    /// The mark on all of it.
+    ecn: u8,
     read_into: ReadInto,
 }
 
 impl PacketIo for Receiver {
     fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
         batch.clear();
-        self.read_into.set(addresses(batch.memory()));
+        self.read_into.set(addresses(batch.parts_mut().1));
         for slot in 0..batch.capacity() {
             let Some((message, segment)) = self.inbox.pop_front() else { break };
             batch.slot_mut(slot)[..message.len()].copy_from_slice(&message);
             let from = Some(SocketAddr::new(node(1), PORT));
-            batch.push(Received { len: message.len(), from, truncated: false, segment });
+            batch.push(Received { len: message.len(), from, truncated: false, segment, ecn: self.ecn });
         }
         Ok(())
     }
@@ -181,7 +185,7 @@ pub(super) fn send_framed(
     let mut device =
         Device { inbox: frames.into(), read_into: read_into.clone(), keep: true, ..Device::default() };
     let mut sender = Sender { read_into, refuse_many, keep: true, ..Sender::default() };
-    encapsulate_offloaded(shared, framing, &mut device, &mut sender, || 0).unwrap();
+    encapsulate_offloaded(shared, 0, framing, &mut device, &mut sender, || 0).unwrap();
     (device, sender)
 }
 
@@ -195,10 +199,20 @@ pub(super) fn receive_framed(
     messages: Vec<Message>,
     no_super_packets: bool,
 ) -> Device {
+    receive_marked(shared, framing, messages, no_super_packets, 0)
+}
+
+pub(super) fn receive_marked(
+    shared: &Shared,
+    framing: Framing,
+    messages: Vec<Message>,
+    no_super_packets: bool,
+    ecn: u8,
+) -> Device {
     let read_into = ReadInto::default();
-    let mut receiver = Receiver { inbox: messages.into(), read_into: read_into.clone() };
+    let mut receiver = Receiver { inbox: messages.into(), ecn, read_into: read_into.clone() };
     let mut device = Device { read_into, keep: true, no_super_packets, ..Device::default() };
-    decapsulate_offloaded(shared, framing, &mut receiver, &mut device).unwrap();
+    decapsulate_offloaded(shared, 0, framing, &mut receiver, &mut device).unwrap();
     device
 }
 
@@ -363,11 +377,11 @@ fn the_hot_path_asks_for_no_memory() {
         let mut device = Device { inbox, ..Device::default() };
         let mut udp = Sender::default();
         let sending =
-            measure(|| encapsulate_offloaded(&a, Framing::Plain, &mut device, &mut udp, || 0).unwrap());
+            measure(|| encapsulate_offloaded(&a, 0, Framing::Plain, &mut device, &mut udp, || 0).unwrap());
         let inbox = (0..count).flat_map(|_| messages.clone()).collect();
         let mut receiver = Receiver { inbox, ..Receiver::default() };
         let receiving =
-            measure(|| decapsulate_offloaded(&b, Framing::Plain, &mut receiver, &mut device).unwrap());
+            measure(|| decapsulate_offloaded(&b, 0, Framing::Plain, &mut receiver, &mut device).unwrap());
         rounds.borrow_mut().push((sending.count_total, receiving.count_total));
     }
     let rounds = rounds.into_inner();

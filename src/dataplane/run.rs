@@ -18,7 +18,7 @@ pub fn encapsulate<T: PacketIo, U: PacketIo>(
     udp: &mut U,
     now: impl Fn() -> u64,
 ) -> io::Result<()> {
-    let lane = &shared.tx;
+    let lane = shared.tx.lane(0);
     let mut batch = Batch::new(BATCH);
     let mut transmits = Vec::with_capacity(BATCH);
     let mut answers = Answers::default();
@@ -54,8 +54,15 @@ pub fn encapsulate<T: PacketIo, U: PacketIo>(
 }
 
 /// UDP to tunnel device, until told to stop (`Ok`) or the socket fails (`Err`).
-pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: &mut T) -> io::Result<()> {
-    let lane = &shared.rx;
+///
+/// The device has one queue, which several of these may share.
+pub fn decapsulate<T: PacketIo, U: PacketIo>(
+    shared: &Shared,
+    queue: usize,
+    udp: &mut U,
+    tun: &mut T,
+) -> io::Result<()> {
+    let lane = shared.rx.lane(queue);
     let mut batch = Batch::new(BATCH);
     let mut transmits = Vec::with_capacity(BATCH);
     while !shared.stopped() {
@@ -64,8 +71,10 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
         if received > 0 {
             lane.batch(received);
             let fib = shared.fib.load();
-            for (slot, from) in batch.received().iter().enumerate() {
-                let admitted = admit(shared, Framing::Plain, &fib, from, batch.packet(slot));
+            let (filled, memory) = batch.parts_mut();
+            for (slot, (from, memory)) in filled.iter().zip(memory.chunks_mut(Batch::SLOT)).enumerate() {
+                let datagram = memory.get_mut(..from.len).unwrap_or_default();
+                let admitted = admit(shared, lane, Framing::Plain, &fib, from, datagram);
                 transmits.extend(admitted.map(|(peer, len)| Transmit { slot, len, to: None, peer }));
             }
             tun.send(&batch, &transmits, |transmit, outcome| lane.account(transmit, outcome));
@@ -78,15 +87,16 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(shared: &Shared, udp: &mut U, tun: 
     Ok(())
 }
 
-/// Judges one datagram: whose packet is behind its header, and how long it is. Counts what is not let in.
+/// Judges one datagram: whose packet is behind its header, and how long it is. Counts what is not let in. The packet
+/// takes over the mark of a congested network.
 pub(super) fn admit(
     shared: &Shared,
+    lane: &Lane,
     framing: Framing,
     fib: &Fib,
     received: &Received,
-    datagram: &[u8],
+    datagram: &mut [u8],
 ) -> Option<(Option<PeerId>, usize)> {
-    let lane = &shared.rx;
     let verdict = match received.from {
         Some(from) if !received.truncated => match framing.open(datagram) {
             Ok(packet) => encap::inbound(fib, shared.check, sender(shared, framing, from), packet),
@@ -97,6 +107,11 @@ pub(super) fn admit(
     };
     match verdict {
         Inbound::Deliver { peer, len, flagged } => {
+            let packet = datagram.get_mut(framing.header_len()..).unwrap_or_default();
+            if !encap::ecn::decapsulate(packet, received.ecn) {
+                lane.dropped(DropReason::Congestion);
+                return None;
+            }
             if let Some(reason) = flagged {
                 lane.flag(reason);
             }
@@ -105,7 +120,7 @@ pub(super) fn admit(
         Inbound::Drop { reason } => {
             lane.dropped(reason);
             if let Some(from) = received.from {
-                lane.refused(reason, from.ip());
+                shared.rx.refused(reason, from.ip());
             }
             None
         }

@@ -20,6 +20,8 @@ struct Side {
     outbox: Vec<(Vec<u8>, Option<IpAddr>)>,
     refuse: Option<DropReason>,
     broken: bool,
+    /// The mark on what comes in.
+    ecn: u8,
     waits: Cell<usize>,
 }
 
@@ -32,7 +34,7 @@ impl PacketIo for Side {
         for slot in 0..batch.capacity() {
             let Some((packet, from)) = self.inbox.pop_front() else { break };
             batch.slot_mut(slot)[..packet.len()].copy_from_slice(&packet);
-            batch.push(Received { len: packet.len(), from, truncated: false, segment: None });
+            batch.push(Received { len: packet.len(), from, truncated: false, segment: None, ecn: self.ecn });
         }
         Ok(())
     }
@@ -73,7 +75,7 @@ pub(super) fn pod(n: u8, host: u8) -> [u8; 4] {
     [10, 244, n, host]
 }
 
-/// The table of node `own` in a cluster of three.
+/// The table of node `own` in a cluster of three. The third carries congestion marks over, the others are as flannel.
 fn table(own: u8) -> Fib {
     let mut fib = Fib::builder();
     fib.network("10.244.0.0/16".parse().unwrap());
@@ -84,7 +86,7 @@ fn table(own: u8) -> Fib {
             continue;
         }
         let peer = PeerId(u32::from(n));
-        let caps = PeerCaps { ipv6: false, ecn: false };
+        let caps = PeerCaps { ipv6: false, ecn: n == 3 };
         let hop = NextHop { peer, addr: node(n), mtu: 1472, caps, mac: Some(vtep(n)) };
         fib.route(prefix, Owner::Peer(hop)).sender(node(n), peer);
     }
@@ -92,7 +94,7 @@ fn table(own: u8) -> Fib {
 }
 
 pub(super) fn shared(own: u8) -> Arc<Shared> {
-    let shared = Shared::new(SourceCheck::Enforce, PORT);
+    let shared = Shared::new(SourceCheck::Enforce, PORT, 1);
     shared.publish(table(own));
     shared
 }
@@ -118,7 +120,7 @@ fn receive(shared: &Shared, from: IpAddr, datagrams: Vec<Vec<u8>>) -> Side {
 fn receive_from(shared: &Shared, from: SocketAddr, datagrams: Vec<Vec<u8>>) -> Side {
     let inbox = datagrams.into_iter().map(|datagram| (datagram, Some(from))).collect();
     let (mut udp, mut tun) = (Side { inbox, ..Side::default() }, Side::default());
-    decapsulate(shared, &mut udp, &mut tun).unwrap();
+    decapsulate(shared, 0, &mut udp, &mut tun).unwrap();
     tun
 }
 
@@ -206,7 +208,7 @@ fn a_pod_behind_its_nodes_masquerading_is_a_stranger() {
 
 #[test]
 fn count_mode_delivers_and_flags() {
-    let b = Shared::new(SourceCheck::Count, PORT);
+    let b = Shared::new(SourceCheck::Count, PORT, 1);
     b.publish(table(2));
     let tun = receive(&b, node(1), vec![udp_packet(pod(3, 3), pod(2, 5), 10)]);
     assert_eq!(tun.outbox.len(), 1);

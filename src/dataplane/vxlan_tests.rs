@@ -6,7 +6,7 @@ use encap::{DropReason, Framing, Vni, vxlan};
 use super::offload_tests::{message, offloaded, plain_frame, receive_framed, send_framed, tcp_frame};
 use super::tests::{pod, shared, udp_packet, vtep};
 
-fn framing(own: u8) -> Framing {
+pub(super) fn framing(own: u8) -> Framing {
     Framing::Vxlan { vni: Vni::FLANNEL, mac_v4: vtep(own), mac_v6: vtep(own) }
 }
 

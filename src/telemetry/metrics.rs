@@ -14,7 +14,7 @@ use prometheus::{
 
 use super::api::ApiMetrics;
 use crate::config::offload::{Feature, Features};
-use crate::dataplane::{BATCH_BOUNDS, Lane, Shared};
+use crate::dataplane::{BATCH_BOUNDS, Lanes, Shared};
 use crate::plan::Object;
 use crate::plan::firewall::guard;
 
@@ -269,10 +269,10 @@ impl Collector for DataPath {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let lanes = [("tx", &self.shared.tx), ("rx", &self.shared.rx)];
-        let each = |read: fn(&Lane) -> u64| {
+        let each = |read: fn(&Lanes) -> u64| {
             lanes.iter().map(|(name, lane)| counter(&[("direction", name)], read(lane))).collect()
         };
-        let by_reason = |read: fn(&Lane, DropReason) -> u64, dropped: bool| {
+        let by_reason = |read: fn(&Lanes, DropReason) -> u64, dropped: bool| {
             let pairs =
                 lanes.iter().flat_map(|lane| DropReason::ALL.iter().map(move |reason| (lane, *reason)));
             pairs
@@ -283,30 +283,36 @@ impl Collector for DataPath {
                 .collect()
         };
         vec![
-            family("loden_packets_total", "Inner packets carried", MetricType::COUNTER, each(Lane::packets)),
+            family("loden_packets_total", "Inner packets carried", MetricType::COUNTER, each(Lanes::packets)),
             family(
                 "loden_bytes_total",
                 "Bytes of inner packets carried",
                 MetricType::COUNTER,
-                each(Lane::bytes),
+                each(Lanes::bytes),
             ),
             family(
                 "loden_drops_total",
                 "Packets dropped by the daemon or by its rules before the kernel's tunnel, by reason",
                 MetricType::COUNTER,
-                by_reason(Lane::drops, true),
+                by_reason(Lanes::drops, true),
             ),
             family(
                 "loden_source_check_flagged_total",
                 "Packets delivered that SourceCheck enforce would have dropped",
                 MetricType::COUNTER,
-                by_reason(Lane::flagged, false),
+                by_reason(Lanes::flagged, false),
             ),
             family(
                 "loden_icmp_errors_sent_total",
                 "ICMP errors written back to pods that sent what cannot be carried",
                 MetricType::COUNTER,
-                each(Lane::answers),
+                each(Lanes::answers),
+            ),
+            family(
+                "loden_queue_packets_total",
+                "Inner packets carried by each thread of the data path",
+                MetricType::COUNTER,
+                lanes.iter().flat_map(|(name, lanes)| by_queue(name, lanes)).collect(),
             ),
             family(
                 "loden_offload_active",
@@ -352,6 +358,14 @@ fn counter(pairs: &[(&str, &str)], value: u64) -> Metric {
     metric
 }
 
+fn by_queue(direction: &str, lanes: &Lanes) -> Vec<Metric> {
+    let labelled = lanes
+        .by_queue()
+        .enumerate()
+        .map(|(queue, packets)| counter(&[("direction", direction), ("queue", &queue.to_string())], packets));
+    labelled.collect()
+}
+
 fn offload(feature: Feature, active: Features) -> Metric {
     let mut metric = Metric::from_label(labels(&[("offload", feature.as_str())]));
     let mut gauge = prometheus::proto::Gauge::default();
@@ -360,7 +374,7 @@ fn offload(feature: Feature, active: Features) -> Metric {
     metric
 }
 
-fn batches(direction: &str, lane: &Lane) -> Metric {
+fn batches(direction: &str, lane: &Lanes) -> Metric {
     let mut total = 0;
     let buckets = BATCH_BOUNDS.iter().zip(lane.batches()).map(|(bound, count)| {
         total += count;

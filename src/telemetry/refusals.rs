@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use encap::DropReason;
 
-use crate::dataplane::Lane;
+use crate::dataplane::Lanes;
 
 /// At most one line in this time.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ pub struct Refusals {
 
 impl Refusals {
     /// The line that is due now, if any.
-    pub fn look(&mut self, rx: &Lane, now: Instant) -> Option<String> {
+    pub fn look(&mut self, rx: &Lanes, now: Instant) -> Option<String> {
         let counts = REASONS.map(|reason| rx.drops(reason));
         self.due(counts, rx.last_refused(), now)
     }

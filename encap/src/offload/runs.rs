@@ -1,7 +1,8 @@
 //! Which packets may share one `UDP_SEGMENT` send: the kernel then makes the outer headers once for all of them.
 //!
-//! The rule is the kernel's: all to one address, all of one length but the last, which may be shorter. A packet joins
-//! only the newest run to its destination, so that the order of packets to one peer stays as it was.
+//! The rule is the kernel's: all to one address and with the same mark (see [`ecn`](crate::ecn)), which is in the outer
+//! header, all of one length but the last, which may be shorter. A packet joins only the newest run to its destination,
+//! so that the order of packets to one peer stays as it was.
 
 use alloc::vec::Vec;
 
@@ -19,6 +20,8 @@ const LOOK_BACK: usize = 8;
 pub struct Run<K> {
     /// Where they go.
     pub to: K,
+    /// The congestion mark of their outer headers.
+    pub ecn: u8,
     /// Length of each but the last.
     pub size: usize,
     /// How many.
@@ -88,7 +91,7 @@ impl<K: Copy + PartialEq> Runs<K> {
     }
 
     /// Adds the next packet, whose number is [`len`](Self::len) before the call. Nothing happens if there is no room.
-    pub fn push(&mut self, to: K, len: usize) {
+    pub fn push(&mut self, to: K, ecn: u8, len: usize) {
         if self.is_full() {
             return;
         }
@@ -97,6 +100,7 @@ impl<K: Copy + PartialEq> Runs<K> {
         let newest = self.runs.iter_mut().rev().take(LOOK_BACK).find(|run| run.to == to);
         if let Some(run) = newest
             && !run.sealed
+            && run.ecn == ecn
             && len <= run.size
             && run.count < self.max_segments
             && run.bytes + len <= MAX_BYTES
@@ -113,6 +117,7 @@ impl<K: Copy + PartialEq> Runs<K> {
         // An empty datagram has no size to cut by.
         self.runs.push(Run {
             to,
+            ecn,
             size: len,
             count: 1,
             bytes: len,

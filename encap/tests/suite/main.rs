@@ -5,6 +5,7 @@
 #[expect(unreachable_pub, reason = "there it is a library")]
 mod bodies;
 
+mod ecn;
 mod fib;
 mod forward;
 mod framing;

@@ -256,12 +256,12 @@ proptest! {
     }
 
     #[test]
-    fn runs_keep_order_and_limits(packets in prop::collection::vec((0u8..4, 0usize..6), 0..300), limit in 1usize..70) {
+    fn runs_keep_order_and_limits(packets in prop::collection::vec((0u8..4, 0usize..6, prop_oneof![9 => Just(0u8), 1 => 1u8..4]), 0..300), limit in 1usize..70) {
         let sizes = [0, 40, 40, 52, 1400, 9000];
         let mut runs = Runs::new(packets.len());
         runs.limit(limit);
-        for (to, size) in &packets {
-            runs.push(*to, sizes[*size]);
+        for (to, size, ecn) in &packets {
+            runs.push(*to, *ecn, sizes[*size]);
         }
         let mut seen = vec![Vec::new(); 4];
         for run in runs.runs() {
@@ -273,7 +273,7 @@ proptest! {
             let (last, body) = lens.split_last().unwrap();
             prop_assert!(body.iter().all(|len| *len == run.size) && *last <= run.size);
             for member in members {
-                prop_assert_eq!(packets[member].0, run.to);
+                prop_assert_eq!((packets[member].0, packets[member].2), (run.to, run.ecn));
                 seen[usize::from(run.to)].push(member);
             }
         }

@@ -1,8 +1,9 @@
 //! Datagrams that must come out as they went in: every byte, every one, in order.
 
 use std::net::UdpSocket;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 
@@ -33,6 +34,40 @@ pub fn in_order(from: End<'_>, to: End<'_>, sizes: &[usize]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Sends numbered datagrams of the given sizes, without waiting for what becomes of them, and says how many arrived.
+///
+/// # Errors
+/// When one comes after a later one, or none comes.
+pub fn never_overtaken(from: End<'_>, to: End<'_>, sizes: &[usize]) -> Result<usize> {
+    let (sender, receiver) = sockets(from, to)?;
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(move || -> Result<usize> {
+            let (mut arrived, mut next, mut buffer) = (0, 0, vec![0; 1 << 16]);
+            while let Ok(length) = receiver.recv(&mut buffer) {
+                let number = buffer[..length].first_chunk().copied().context("too short for a number")?;
+                let number = u64::from_be_bytes(number);
+                ensure!(number >= next, "number {number} came after {}", next - 1);
+                (arrived, next) = (arrived + 1, number + 1);
+                // Once they come, silence for so long says that what is not here yet is lost.
+                receiver.set_read_timeout(Some(Duration::from_secs(1)))?;
+            }
+            Ok(arrived)
+        });
+        for (number, size) in sizes.iter().enumerate() {
+            // More at once would be lost before it gets anywhere.
+            if number % WINDOW == 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let mut payload = vec![0; (*size).max(8)];
+            payload[..8].copy_from_slice(&(number as u64).to_be_bytes());
+            sender.send(&payload).with_context(|| format!("send {size} bytes"))?;
+        }
+        let arrived = receiving.join().map_err(|_| anyhow!("the receiver panicked"))??;
+        ensure!(arrived > 0, "not one of {} datagrams arrived", sizes.len());
+        Ok(arrived)
+    })
 }
 
 /// Sends `total` bytes in one call, which the kernel makes datagrams of `segment` bytes of, and checks each that

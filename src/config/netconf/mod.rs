@@ -35,12 +35,18 @@ pub struct NetConf {
     pub offload: bool,
     /// `Spin`, in microseconds: how long a data-path thread with nothing to do looks before it sleeps. Not in flannel.
     pub spin: Duration,
+    /// `Queues`: how many queues the tunnel device has, each with a data-path thread for either direction; `None`: as
+    /// fits the machine. Not in flannel.
+    pub queues: Option<usize>,
     /// `Backend`: how packets get from node to node.
     pub backend: BackendConf,
 }
 
 /// A thread that stays awake for longer than this would hardly ever sleep.
 const MAX_SPIN_MICROS: u64 = 1000;
+
+/// More threads than this have never been seen to help a tunnel, and each needs a megabyte.
+const MAX_QUEUES: u64 = 16;
 
 /// Largest file that is read; a real one has some hundred bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -60,6 +66,7 @@ const KEYS: &[&str] = &[
     "SourceCheck",
     "Offload",
     "Spin",
+    "Queues",
     "Backend",
 ];
 
@@ -95,6 +102,7 @@ impl NetConf {
             source_check: source_check(&root)?,
             offload: offload(&root)?,
             spin: Duration::from_micros(root.integer("Spin", 0..=MAX_SPIN_MICROS)?.unwrap_or(0)),
+            queues: root.integer("Queues", 1..=MAX_QUEUES)?.and_then(|queues| usize::try_from(queues).ok()),
             backend,
         };
         Ok((conf, warnings))

@@ -26,13 +26,14 @@ fn the_least_is_a_network_and_means_udp() {
 fn keys_in_any_case_at_every_level_and_unknown_keys_pass_with_a_warning() {
     let (conf, warnings) = ok(
         r#"{"network": "10.244.0.0/16", "enableNFtables": true, "comment": 1, "Netwrok": "",
-            "BACKEND": {"type": "UDP", "PORT": 8286, "vni": 1}, "sourcecheck": "Count", "offload": "Off", "spin": 50}"#,
+            "BACKEND": {"type": "UDP", "PORT": 8286, "vni": 1}, "sourcecheck": "Count", "offload": "Off", "spin": 50, "queues": 3}"#,
     );
     assert_eq!(conf.backend, BackendConf::Udp { port: 8286 });
     assert!(conf.enable_nftables);
     assert_eq!(conf.source_check, SourceCheck::Count);
     assert!(!conf.offload);
     assert_eq!(conf.spin, Duration::from_micros(50));
+    assert_eq!(conf.queues, Some(3));
     assert_eq!(
         warnings,
         [
@@ -153,6 +154,8 @@ fn each_error_names_field_value_and_remedy() {
         (r#"{"Network": "10.0.0.0/8", "EnableIPv4": false}"#, &["EnableIPv4 is false", "set one of them"]),
         (r#"{"Network": "10.0.0.0/8", "SubnetLen": "24"}"#, &["SubnetLen is \"24\"", "whole number"]),
         (r#"{"Network": "10.0.0.0/8", "Spin": 1001}"#, &["Spin is 1001", "1000"]),
+        (r#"{"Network": "10.0.0.0/8", "Queues": 0}"#, &["Queues is 0", "16"]),
+        (r#"{"Network": "10.0.0.0/8", "Queues": 17}"#, &["Queues is 17", "16"]),
         (r#"{"Network": "10.0.0.0/8", "Offload": "on"}"#, &["Offload is \"on\"", "\"auto\""]),
         (r#"{"Network": "10.0.0.0/8", "SourceCheck": "on"}"#, &["SourceCheck is \"on\"", "\"enforce\""]),
         (r#"{"Network": "10.0.0.0/8", "Backend": "udp"}"#, &["Backend is \"udp\"", "object in braces"]),
