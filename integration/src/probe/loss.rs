@@ -17,7 +17,8 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Asks a pod at a fixed pace in the background and remembers what was answered.
 pub struct LossCounter {
-    stopping: Arc<AtomicBool>,
+    asking: Arc<AtomicBool>,
+    listening: Arc<AtomicBool>,
     answers: Arc<Mutex<Vec<(u32, Instant)>>>,
     sent: Arc<AtomicU32>,
     sender: JoinHandle<()>,
@@ -49,14 +50,15 @@ impl LossCounter {
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             Ok(Arc::new(socket))
         })?;
-        let stopping = Arc::new(AtomicBool::new(false));
+        let asking = Arc::new(AtomicBool::new(true));
+        let listening = Arc::new(AtomicBool::new(true));
         let answers = Arc::new(Mutex::new(Vec::new()));
         let sent = Arc::new(AtomicU32::new(0));
         let started = Instant::now();
         let sender = {
-            let (socket, stopping, sent) = (Arc::clone(&socket), Arc::clone(&stopping), Arc::clone(&sent));
+            let (socket, asking, sent) = (Arc::clone(&socket), Arc::clone(&asking), Arc::clone(&sent));
             thread::spawn(move || {
-                while !stopping.load(Ordering::Acquire) {
+                while asking.load(Ordering::Acquire) {
                     let number = sent.fetch_add(1, Ordering::AcqRel);
                     // A refused send is a lost question, and is counted as one by having no answer.
                     let _ = socket.send(format!("echo {number}").as_bytes());
@@ -65,10 +67,10 @@ impl LossCounter {
             })
         };
         let receiver = {
-            let (stopping, answers, sent) = (Arc::clone(&stopping), Arc::clone(&answers), Arc::clone(&sent));
-            thread::spawn(move || receive(&socket, &stopping, &sent, &answers))
+            let (listening, answers) = (Arc::clone(&listening), Arc::clone(&answers));
+            thread::spawn(move || receive(&socket, &listening, &answers))
         };
-        Ok(Self { stopping, answers, sent, sender, receiver, started })
+        Ok(Self { asking, listening, answers, sent, sender, receiver, started })
     }
 
     /// Stops asking, gives late answers a moment, and counts.
@@ -76,10 +78,23 @@ impl LossCounter {
     /// # Errors
     /// When one of its threads panicked.
     pub fn stop(self) -> Result<Loss> {
-        self.stopping.store(true, Ordering::Release);
+        self.stop_within(GRACE)
+    }
+
+    /// [`LossCounter::stop`] with a grace of its own: whoever answers may be too busy to do so at once.
+    ///
+    /// # Errors
+    /// When one of its threads panicked.
+    pub fn stop_within(self, grace: Duration) -> Result<Loss> {
+        self.asking.store(false, Ordering::Release);
         self.sender.join().map_err(|_| anyhow!("the asking thread panicked"))?;
         let sent = self.sent.load(Ordering::Acquire);
         let end = Instant::now();
+        while end.elapsed() < grace && self.answers.lock().is_ok_and(|answers| answers.len() < sent as usize)
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.listening.store(false, Ordering::Release);
         self.receiver.join().map_err(|_| anyhow!("the listening thread panicked"))?;
         let mut answers = self.answers.lock().map_err(|_| anyhow!("the listening thread panicked"))?.clone();
         let mut times: Vec<Instant> = answers.iter().map(|(_, at)| *at).collect();
@@ -93,22 +108,9 @@ impl LossCounter {
     }
 }
 
-fn receive(
-    socket: &UdpSocket,
-    stopping: &AtomicBool,
-    sent: &AtomicU32,
-    answers: &Mutex<Vec<(u32, Instant)>>,
-) {
+fn receive(socket: &UdpSocket, listening: &AtomicBool, answers: &Mutex<Vec<(u32, Instant)>>) {
     let mut buffer = [0; 64];
-    let mut stopped_at = None;
-    loop {
-        if stopping.load(Ordering::Acquire) {
-            let all =
-                answers.lock().is_ok_and(|answers| answers.len() >= sent.load(Ordering::Acquire) as usize);
-            if all || stopped_at.get_or_insert_with(Instant::now).elapsed() > GRACE {
-                return;
-            }
-        }
+    while listening.load(Ordering::Acquire) {
         let Ok(length) = socket.recv(&mut buffer) else { continue };
         let number = std::str::from_utf8(&buffer[..length]).ok().and_then(|text| text.parse().ok());
         if let (Some(number), Ok(mut answers)) = (number, answers.lock()) {
