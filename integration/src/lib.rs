@@ -16,6 +16,7 @@
 )]
 
 pub mod apiserver;
+pub mod backends;
 pub mod daemon;
 pub mod fault;
 pub mod fixture;
@@ -32,4 +33,5 @@ pub mod probe;
 pub mod process;
 pub mod suite;
 pub mod topology;
+pub mod underlay;
 pub mod wait;

@@ -112,9 +112,18 @@ impl Node {
 
     /// What its daemon would publish, where peers cannot do without: a file has no place where it could.
     fn annotations(&self) -> Vec<(String, String)> {
-        if self.backend["Type"] != "vxlan" {
-            return Vec::new();
-        }
+        let all = match self.backend["Type"].as_str() {
+            Some("vxlan") => self.vxlan_annotations(),
+            // Without it a peer of the UDP backend may be a flannel, which takes no IPv6.
+            Some("udp") if self.families == Families::Dual => {
+                vec![("loden", json!({"MTU": u16::MAX, "capabilities": ["ipv6"]}).to_string())]
+            }
+            _ => Vec::new(),
+        };
+        all.into_iter().map(|(name, value)| (format!("flannel.alpha.coreos.com/{name}"), value)).collect()
+    }
+
+    fn vxlan_annotations(&self) -> Vec<(&'static str, String)> {
         let data = json!({"VNI": self.backend["VNI"].as_u64().unwrap_or(1), "VtepMAC": self.vtep_mac()});
         let mut all = vec![("backend-type", "vxlan".to_owned())];
         if self.families.v4() {
@@ -125,7 +134,7 @@ impl Node {
             all.push(("backend-v6-data", data.to_string()));
             all.push(("public-ipv6", self.address6().to_string()));
         }
-        all.into_iter().map(|(name, value)| (format!("flannel.alpha.coreos.com/{name}"), value)).collect()
+        all
     }
 
     /// Address of its VXLAN devices, of which each family has one.
@@ -250,7 +259,8 @@ impl Node {
             let ip6 = self.families.v6().then(|| self.pod_address6(10 + index));
             self.ns.ip(&format!(
                 "link add veth{letter} mtu {mtu} type veth peer name eth0 netns {path}\n\
-                 link set veth{letter} master cni0 up",
+                 link set veth{letter} master cni0 up\n\
+                 link set veth{letter} type bridge_slave hairpin on",
                 path = ns.path()
             ))?;
             ns.ip(&format!("link set eth0 mtu {mtu} up"))?;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use crate::backends::Backend;
 use crate::topology::Cluster;
 use crate::{daemon, lab, wait};
 
@@ -39,7 +40,7 @@ impl Setup for () {
 }
 
 /// A check: a name, and a function that fails with an error.
-type Check<S> = (&'static str, fn(&mut S, &Notes) -> Result<()>);
+type Check<S> = (String, Box<dyn Fn(&mut S, &Notes) -> Result<()> + Send>);
 
 /// Measurements made on the way, printed after the results.
 #[derive(Clone, Default)]
@@ -77,7 +78,17 @@ impl<S: Setup> Suite<S> {
     /// Adds a check, to run after those added before.
     #[must_use]
     pub fn check(mut self, name: &'static str, check: fn(&mut S, &Notes) -> Result<()>) -> Self {
-        self.checks.push((name, check));
+        self.checks.push((name.to_owned(), Box::new(check)));
+        self
+    }
+
+    /// Adds a check once for each backend, whose name stands behind its own.
+    #[must_use]
+    pub fn each(mut self, name: &str, check: fn(&mut S, Backend, &Notes) -> Result<()>) -> Self {
+        for backend in Backend::ALL {
+            let run = move |setup: &mut S, notes: &Notes| check(setup, backend, notes);
+            self.checks.push((format!("{name} [{backend}]"), Box::new(run)));
+        }
         self
     }
 
@@ -98,7 +109,7 @@ impl<S: Setup> Suite<S> {
         let trials = self.checks.into_iter().map(|(name, check)| {
             let (shared, notes) = (Arc::clone(&shared), notes.clone());
             Trial::test(name, move || {
-                run(check, &shared, &notes).map_err(|error| Failed::from(format!("{error:#}")))
+                run(&*check, &shared, &notes).map_err(|error| Failed::from(format!("{error:#}")))
             })
         });
         let conclusion = libtest_mimic::run(&arguments, trials.collect());
@@ -117,7 +128,7 @@ impl<S: Setup> Default for Suite<S> {
 }
 
 fn run<S: Setup>(
-    check: fn(&mut S, &Notes) -> Result<()>,
+    check: &dyn Fn(&mut S, &Notes) -> Result<()>,
     shared: &Mutex<Option<S>>,
     notes: &Notes,
 ) -> Result<()> {

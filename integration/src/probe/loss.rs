@@ -119,7 +119,7 @@ fn receive(socket: &UdpSocket, listening: &AtomicBool, answers: &Mutex<Vec<(u32,
     }
 }
 
-/// Drops every `n`th question that `node` forwards to a pod, until dropped itself.
+/// Drops every `n`th datagram that `node` forwards to a server, until dropped itself.
 pub struct Dropper {
     ns: Netns,
 }
@@ -130,9 +130,17 @@ impl Dropper {
     /// # Errors
     /// When nftables refuses the rule.
     pub fn every(n: u32, node: &Netns) -> Result<Self> {
+        Self::every_of(n, UDP_PORT, node)
+    }
+
+    /// The same for another port than that of the servers in all pods.
+    ///
+    /// # Errors
+    /// When nftables refuses the rule.
+    pub fn every_of(n: u32, port: u16, node: &Netns) -> Result<Self> {
         node.nft(&format!(
             "table inet lab_loss {{ chain forward {{ type filter hook forward priority -300; \
-             udp dport {UDP_PORT} numgen inc mod {n} == 0 drop\n}}\n}}"
+             udp dport {port} numgen inc mod {n} == 0 drop\n}}\n}}"
         ))?;
         Ok(Self { ns: node.clone() })
     }

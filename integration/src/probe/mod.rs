@@ -2,6 +2,8 @@
 
 pub mod bulk;
 pub mod capture;
+pub mod complaint;
+pub mod echo;
 pub mod http;
 pub mod icmp;
 pub mod load;

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 
-use super::http;
-use super::udp;
+use super::{http, icmp, udp};
 use crate::netns::Netns;
 use crate::topology::{Cluster, Node, Pod};
 
@@ -61,36 +60,95 @@ impl<'a> Source<'a> {
     }
 }
 
+/// How a question travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP over TCP.
+    Tcp,
+    /// One datagram.
+    Udp,
+    /// An echo, which names nobody.
+    Icmp,
+}
+
+/// A server, and what it must answer.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Where it is asked.
+    pub at: IpAddr,
+    /// Who must answer.
+    pub hostname: String,
+    /// Where the question must seem to come from.
+    pub seen: IpAddr,
+}
+
+impl Question {
+    /// Asks once.
+    ///
+    /// # Errors
+    /// When there is no answer, it comes from another server, or that one saw another source address.
+    pub fn ask(&self, from: &Netns, protocol: Protocol) -> Result<()> {
+        let answer = |asked: &str| match protocol {
+            Protocol::Tcp => http::get(from, self.at, &format!("/{asked}")),
+            Protocol::Udp => {
+                let answer = udp::ask(from, self.at, asked.as_bytes())?;
+                Ok(String::from_utf8_lossy(&answer).into_owned())
+            }
+            Protocol::Icmp => icmp::ping(from, self.at, 84).map(|_| String::new()),
+        };
+        if protocol == Protocol::Icmp {
+            return answer("").map(drop).with_context(|| self.what(from, protocol));
+        }
+        let hostname = answer("hostname").with_context(|| self.what(from, protocol))?;
+        ensure!(hostname == self.hostname, "{}: {hostname} answered", self.what(from, protocol));
+        let seen = answer("clientip").with_context(|| self.what(from, protocol))?;
+        let seen = seen.rsplit_once(':').map_or(&*seen, |(ip, _)| ip.trim_matches(['[', ']']));
+        ensure!(
+            seen == self.seen.to_string(),
+            "{}: seen as {seen} instead of {}",
+            self.what(from, protocol),
+            self.seen
+        );
+        Ok(())
+    }
+
+    fn what(&self, from: &Netns, protocol: Protocol) -> String {
+        format!("{} asks {} at {} over {protocol:?}", from.name(), self.hostname, self.at)
+    }
+}
+
 /// Asks `to`, at each of its addresses, over UDP and over HTTP who it is and where the question came from.
 ///
 /// # Errors
 /// When an answer is missing, comes from another pod, or shows a translated source address.
 pub fn check(from: Source<'_>, to: &Pod) -> Result<()> {
-    to.ips().try_for_each(|at| check_at(from, to, at))
-}
-
-fn check_at(from: Source<'_>, to: &Pod, at: IpAddr) -> Result<()> {
-    let seen = from.seen_by(to, at).context("two pods of one cluster have the same families")?;
-    for question in ["hostname", "clientip"] {
-        let over_udp = udp::ask(from.ns(), at, question.as_bytes())?;
-        let over_http = http::get(from.ns(), at, &format!("/{question}"))?;
-        for (protocol, answer) in [("UDP", String::from_utf8_lossy(&over_udp)), ("HTTP", over_http.into())] {
-            let (expected, given) = match question {
-                "hostname" => (to.name().to_owned(), answer.as_ref()),
-                _ => (
-                    seen.to_string(),
-                    answer.rsplit_once(':').map_or(&*answer, |(ip, _)| ip.trim_matches(['[', ']'])),
-                ),
-            };
-            ensure!(
-                given == expected,
-                "{} asked {} for its {question} over {protocol}: `{given}`, expected `{expected}`",
-                from.name(),
-                to.name()
-            );
-        }
+    for question in questions(from, to)? {
+        question.ask(from.ns(), Protocol::Udp)?;
+        question.ask(from.ns(), Protocol::Tcp)?;
     }
     Ok(())
+}
+
+/// A question to each address of `to`.
+///
+/// # Errors
+/// When `from` has no address of one of its families.
+pub fn questions(from: Source<'_>, to: &Pod) -> Result<Vec<Question>> {
+    let question = |at| {
+        let seen = from.seen_by(to, at).context("two pods of one cluster have the same families")?;
+        Ok(Question { at, hostname: to.name().to_owned(), seen })
+    };
+    to.ips().map(question).collect()
+}
+
+/// Both ways between the first pods of the first two nodes.
+///
+/// # Errors
+/// As [`check`].
+pub fn first_two(cluster: &Cluster) -> Result<()> {
+    let (here, there) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
+    check(Source::Pod(here), there)?;
+    check(Source::Pod(there), here)
 }
 
 /// Every ordered pair of distinct pods, then every node with every pod.

@@ -8,6 +8,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 
 use super::bulk::End;
+use super::echo::noise;
 use super::udp::PATIENCE;
 use crate::netns::Netns;
 
@@ -24,12 +25,12 @@ pub fn in_order(from: End<'_>, to: End<'_>, sizes: &[usize]) -> Result<()> {
     let mut number = 0;
     for window in sizes.chunks(WINDOW) {
         for (at, size) in window.iter().enumerate() {
-            sender.send(&payload(number + at, *size)).with_context(|| format!("send {size} bytes"))?;
+            sender.send(&noise(number + at, *size)).with_context(|| format!("send {size} bytes"))?;
         }
         for size in window {
             let length =
                 receiver.recv(&mut buffer).with_context(|| format!("number {number} of {size} bytes"))?;
-            ensure!(buffer[..length] == payload(number, *size), "not number {number} of {size} bytes came");
+            ensure!(buffer[..length] == noise(number, *size), "not number {number} of {size} bytes came");
             number += 1;
         }
     }
@@ -78,7 +79,7 @@ pub fn never_overtaken(from: End<'_>, to: End<'_>, sizes: &[usize]) -> Result<us
 pub fn segmented(from: End<'_>, to: End<'_>, segment: usize, total: usize) -> Result<()> {
     let (sender, receiver) = sockets(from, to)?;
     setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(segment)?)?;
-    let sent = payload(segment, total);
+    let sent = noise(segment, total);
     sender.send(&sent).with_context(|| format!("send {total} bytes by {segment}"))?;
     let mut buffer = vec![0; 1 << 16];
     for (number, part) in sent.chunks(segment).enumerate() {
@@ -132,15 +133,4 @@ fn sockets(from: End<'_>, to: End<'_>) -> Result<(UdpSocket, UdpSocket)> {
         Ok(sender)
     })?;
     Ok((sender, receiver))
-}
-
-/// Bytes that tell number and size.
-fn payload(number: usize, size: usize) -> Vec<u8> {
-    let mut state = (number as u64) << 20 | size as u64;
-    (0..size)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .collect()
 }

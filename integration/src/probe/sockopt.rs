@@ -25,6 +25,15 @@ pub(super) fn report_icmp_errors(socket: &impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Lets what the socket sends pass so many hops.
+pub(super) fn hops(socket: &impl AsFd, hops: u8) -> io::Result<()> {
+    if is_ipv4(socket)? {
+        set(socket, libc::IPPROTO_IP, libc::IP_TTL, hops.into())
+    } else {
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, hops.into())
+    }
+}
+
 /// Room for what comes while a busy machine gives the reader no time, so that it is not taken for lost on the way. Where
 /// the kernel does not give so much, it stays as it is.
 pub(super) fn patient(socket: &impl AsFd) {
