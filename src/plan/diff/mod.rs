@@ -168,13 +168,18 @@ pub(super) fn state_when_made(kind: &LinkKind, mtu: u32) -> LinkState {
 }
 
 /// Whether a device can be made what it should be without making it anew. The kernel changes neither the identifier
-/// of a VXLAN, nor its port, nor the family of its underlay (`vxlan_changelink`).
+/// of a VXLAN, nor its port, nor the family of its underlay (`vxlan_changelink`). It does take another IPv6 source, but
+/// each CPU goes on sending from the one it has in its cache for a peer (`dst_cache_get_ip6`) as long as the route
+/// there is the same, and peers refuse that; IPv4's cache is flushed with the address.
 fn can_become(have: &LinkState, want: &LinkSpec) -> bool {
     match (&want.kind, &have.vxlan) {
         (LinkKind::Tun { .. }, None) => true,
         (LinkKind::Vxlan { vxlan: want, .. }, Some(have)) => {
-            let family = |vxlan: &Vxlan| vxlan.local.map(|ip| ip.is_ipv4());
-            let fixed = |vxlan: &Vxlan| (vxlan.vni, vxlan.port, vxlan.gbp, vxlan.exotic, family(vxlan));
+            let source = |vxlan: &Vxlan| match vxlan.local {
+                Some(IpAddr::V6(ip)) => (true, Some(ip)),
+                local => (local.is_some(), None),
+            };
+            let fixed = |vxlan: &Vxlan| (vxlan.vni, vxlan.port, vxlan.gbp, vxlan.exotic, source(vxlan));
             fixed(want) == fixed(have)
         }
         _ => false,

@@ -231,3 +231,24 @@ fn flannels_leftovers_are_taken_over_or_removed_and_others_are_not() {
         ]
     );
 }
+
+/// Each CPU of a kernel goes on sending from the IPv6 address it has in its cache.
+#[test]
+fn another_ipv6_source_makes_the_device_anew_and_another_ipv4_source_does_not() {
+    for (old, new, anew) in [(LOCAL, "192.168.77.9", false), ("fd00::1", "fd00::9", true)] {
+        let with = |local: &str| {
+            let mut want = want(&BTreeMap::from([(2, (2, false))]));
+            let vxlan = Vxlan { local: Some(ip(local)), ..vxlan() };
+            want.links.get_mut(&V4).unwrap().kind = LinkKind::Vxlan { mac: mac(1), vxlan };
+            want
+        };
+        let mut state = bare();
+        diff(&with(old), &state).iter().for_each(|op| apply(&mut state, op));
+        let ops = diff(&with(new), &state);
+        let is_made = ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
+        let is_changed = ops.iter().any(|op| {
+            matches!(op, Op::SetLink { change: LinkChange::Underlay { local, .. }, .. } if *local == ip(new))
+        });
+        assert_eq!((is_made, is_changed), (anew, !anew), "{ops:?}");
+    }
+}
