@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use encap::Family;
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -67,13 +68,15 @@ async fn wait(changes: &mut Changes, state: &State) {
 /// What to use in place of the present interface, if that cannot be used any more.
 async fn look(state: &State, handle: &Handle) -> Result<Option<ExternalInterface>> {
     let Some(now) = state.external.borrow().clone() else { return Ok(None) };
+    let families: Vec<Family> =
+        state.conf.networks().iter().map(|network| Family::of(network.addr())).collect();
     let interfaces = interfaces::list(handle).await?;
-    if holds(&interfaces, &now) {
+    if holds(&interfaces, &now, &families) {
         return Ok(None);
     }
     if !interfaces.iter().any(|interface| interface.index == now.index && interface.has_address()) {
         tokio::time::sleep(PATIENCE).await;
-        if holds(&interfaces::list(handle).await?, &now) {
+        if holds(&interfaces::list(handle).await?, &now, &families) {
             return Ok(None);
         }
     }
@@ -84,10 +87,14 @@ async fn look(state: &State, handle: &Handle) -> Result<Option<ExternalInterface
     Ok(Some(next))
 }
 
-fn holds(interfaces: &[Interface], external: &ExternalInterface) -> bool {
+/// Whether every address in use is still there, and none has come back of a family that lost its own.
+fn holds(interfaces: &[Interface], external: &ExternalInterface, families: &[Family]) -> bool {
     let addresses = [external.addr.map(IpAddr::V4), external.addr6.map(IpAddr::V6)];
     interfaces.iter().filter(|interface| interface.index == external.index).any(|interface| {
-        addresses.into_iter().flatten().all(|ip| interface.addrs.iter().any(|address| address.ip == ip))
+        let held = |ip| interface.addrs.iter().any(|address| address.ip == ip);
+        let missing = |family: &&Family| external.addresses(**family).is_none();
+        addresses.into_iter().flatten().all(held)
+            && !families.iter().filter(missing).any(|family| interface.has_address_of(*family))
     })
 }
 

@@ -237,6 +237,11 @@ impl Interface {
         self.addrs.iter().any(Address::usable)
     }
 
+    /// Whether one of them is of this family.
+    pub fn has_address_of(&self, family: Family) -> bool {
+        self.addrs.iter().any(|addr| addr.usable() && Family::of(addr.ip) == family)
+    }
+
     /// flannel's preference: global before link-local, permanent before leased, and no privacy
     /// address if there is another. Among equals the kernel's first, which is its primary address.
     fn preferred(&self, fits: impl Fn(&&Address) -> bool) -> Option<IpAddr> {
