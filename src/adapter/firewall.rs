@@ -1,12 +1,13 @@
 //! The firewall as one thing: reads every home of our rules, carries out steps, and hears about changes.
 //!
 //! What stands is compared by digest with what was put there last, so nothing is written, and over nf_tables no
-//! program is run, as long as nobody changes anything. Legacy iptables tells nobody about changes; while our rules
-//! live there it is read again every few seconds.
+//! program is run, as long as nobody changes anything. Legacy iptables tells nobody about changes; where it is in use,
+//! by us or by anybody else, it is read again every few seconds.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -132,47 +133,53 @@ impl Firewall {
         }
     }
 
-    /// Whether anything of ours lives where nobody tells of changes.
-    fn lives_in_legacy(&self) -> bool {
-        self.applied.keys().any(|home| matches!(home, Home::Iptables(Variant::Legacy, _)))
-    }
-
     async fn read_legacy(&mut self) {
-        let due = match self.legacy_read {
-            None => true,
-            Some(read) => self.lives_in_legacy() && read.elapsed() >= self.resync,
-        };
-        if !due {
-            return;
+        if self.legacy_read.is_none_or(|read| read.elapsed() >= self.resync) {
+            let now = self.look_at_legacy().await;
+            self.keep_legacy(now);
         }
+    }
+
+    /// Takes in what was read; `true` when something that matters is not as it was.
+    fn keep_legacy(&mut self, now: BTreeMap<Family, Saved>) -> bool {
+        let before = std::mem::replace(&mut self.legacy, now);
         self.legacy_read = Some(Instant::now());
-        for family in FAMILIES {
-            self.read_legacy_of(family).await;
-        }
+        let gist = |all: &BTreeMap<Family, Saved>| -> Vec<_> {
+            all.iter().map(|(family, saved)| (*family, saved.gist(*family))).collect()
+        };
+        gist(&before) != gist(&self.legacy)
     }
 
-    async fn read_legacy_of(&mut self, family: Family) {
-        self.legacy.remove(&family);
-        if !iptables::legacy_tables(family) {
-            return;
+    /// Legacy iptables of each family that has any of its tables. No program is run where there are none: to ask for
+    /// them would make them.
+    async fn look_at_legacy(&self) -> BTreeMap<Family, Saved> {
+        let mut all = BTreeMap::new();
+        for family in FAMILIES.into_iter().filter(|family| iptables::legacy_tables(*family)) {
+            // Without its programs nobody uses it. What keeps them from working shows when they are to write.
+            if let Ok(saved) = self.programs.save(Variant::Legacy, family).await {
+                all.insert(family, saved);
+            }
         }
-        // Without its programs nobody uses it. What keeps them from working shows when they are to write.
-        if let Ok(saved) = self.programs.save(Variant::Legacy, family).await {
-            self.legacy.insert(family, saved);
-        }
+        all
     }
 
-    /// Waits until somebody changed something that matters, or until it is time to look where nobody tells.
+    /// Waits until somebody changed something that matters, or it is time to say that the guard is looked after.
     pub async fn changed(&mut self) {
-        // From the last look, not from now: whoever waits here is often called away by other news.
-        let since = self.legacy_read.map(|read| read.elapsed()).unwrap_or_default();
-        let (legacy, poll) = (self.lives_in_legacy(), self.resync.saturating_sub(since));
         let renewal = RENEWAL.saturating_sub(self.renewed.elapsed());
         let guarded = self.guard.as_ref().is_some_and(|(guard, _)| guard.check.is_some());
-        tokio::select! {
-            () = self.events.changed(&self.nft) => {}
-            () = tokio::time::sleep(poll), if legacy => {}
-            () = tokio::time::sleep(renewal), if guarded => {}
+        let mut renewal = pin!(tokio::time::sleep(renewal));
+        loop {
+            // From the last look, not from now: whoever waits here is often called away by other news.
+            let since = self.legacy_read.map(|read| read.elapsed()).unwrap_or_default();
+            tokio::select! {
+                () = self.events.changed(&self.nft) => return,
+                () = &mut renewal, if guarded => return,
+                () = tokio::time::sleep(self.resync.saturating_sub(since)) => {}
+            }
+            let now = self.look_at_legacy().await;
+            if self.keep_legacy(now) {
+                return;
+            }
         }
     }
 
@@ -294,7 +301,8 @@ impl Firewall {
         let saved = self.programs.save(variant, family).await?;
         let commits = self.programs.restore(variant, family, &saved, rules).await?;
         if variant == Variant::Legacy {
-            self.read_legacy_of(family).await;
+            self.legacy.remove(&family);
+            self.legacy.extend(self.programs.save(variant, family).await.ok().map(|saved| (family, saved)));
         }
         Ok(commits)
     }

@@ -131,6 +131,11 @@ impl Saved {
         Table::ALL.iter().flat_map(|table| ours(*table, self.of(*table))).map(str::to_owned).collect()
     }
 
+    /// What of it matters, without the counters that differ each time.
+    pub(super) fn gist(&self, family: Family) -> (Vec<String>, Vec<Obstacle>, Option<String>) {
+        (self.ours(), self.obstacles(Variant::Legacy, family), self.refuses_input(family))
+    }
+
     /// Whether what is ours is exactly this.
     pub(super) fn holds(&self, rules: &Rules) -> bool {
         Table::ALL.iter().all(|table| script(*table, self.of(*table), Some(rules)).is_none())

@@ -79,6 +79,7 @@ pub const GUARDED: &str = "guarded";
 pub const GUARDED_FOR: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// Offsets in bits from the outer UDP header, for `@th`: RFC 7348's header, then Ethernet, then IP.
+const FLAGS_AT: u32 = 64;
 const VNI_AT: u32 = 64 + 32;
 const ETHERTYPE_AT: u32 = 64 + 64 + 96;
 const INNER_AT: u32 = ETHERTYPE_AT + 16;
@@ -189,14 +190,19 @@ impl Guard {
         }
     }
 
+    /// Only what looks like the tunnel. The port is also one that masquerading may choose, or keep, for a pod that asks
+    /// a node, and an answer that conntrack does not see never comes back to the pod.
     fn untracking(&self, text: &mut String) {
+        let network = |check: &Check| format!("@th,{FLAGS_AT},8 & 0x8 == 0x8 @th,{VNI_AT},24 {} ", check.vni);
+        let tunnel = self.check.as_ref().map(network).unwrap_or_default();
         for (hook, side) in [("prerouting", "saddr"), ("output", "daddr")] {
             let _ = writeln!(
                 text,
                 "  chain untracked_{hook} {{\n    type filter hook {hook} priority raw; policy accept;"
             );
             for Outer { word, digit, .. } in OUTER {
-                let _ = writeln!(text, "    udp dport {} {word} {side} @nodes{digit} notrack", self.port);
+                let port = self.port;
+                let _ = writeln!(text, "    udp dport {port} {word} {side} @nodes{digit} {tunnel}notrack");
             }
             text.push_str("  }\n");
         }

@@ -29,7 +29,7 @@ fn nodes_are_bound_to_their_prefixes_across_families() {
         "@th,224,16 0x0800 @th,336,16 != 0xaf4 return",
         "@th,224,16 0x86dd @th,304,48 != 0xfd1002440000 return",
         "udp dport 8472 ip saddr 10.244.0.0/16 ip daddr @nodes4 counter name unknown_sender drop",
-        "udp dport 8472 ip saddr @nodes4 notrack",
+        "udp dport 8472 ip saddr @nodes4 @th,64,8 & 0x8 == 0x8 @th,96,24 1 notrack",
     ] {
         assert!(text.contains(line), "`{line}` is missing in\n{text}");
     }
