@@ -234,8 +234,11 @@ impl Node {
         }
     }
 
-    /// Adds `cni0` with the first address of each pod network, as a CNI plugin does for the first pod.
-    pub(crate) fn add_bridge(&self) -> Result<()> {
+    /// Has its namespace forward, and adds `cni0` with the first address of each pod network, as a CNI plugin does for
+    /// the first pod.
+    pub(crate) fn boot(&self) -> Result<()> {
+        self.ns.sysctl("net/ipv4/ip_forward", "1")?;
+        self.ns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         self.ns.ip("link add cni0 type bridge\nlink set cni0 up")?;
         if self.families.v4() {
             self.ns.ip(&format!("addr add {}/24 dev cni0", self.pod_address(1)))?;
@@ -244,6 +247,17 @@ impl Node {
             self.ns.ip(&format!("addr add {}/64 dev cni0 nodad", self.pod_address6(1)))?;
         }
         Ok(())
+    }
+
+    /// Removes its pods; [`crate::topology::Cluster::attach_pods`] makes others in their place.
+    ///
+    /// # Errors
+    /// When one is still there after the deadline.
+    pub fn restart_pods(&mut self) -> Result<()> {
+        self.pods.clear();
+        // The kernel takes their links away in its own time, and the names are needed again.
+        let gone = || Ok(self.ns.ip_show("link show master cni0")?.is_empty());
+        wait::until_true("the pods' links are gone", gone).map(drop)
     }
 
     /// Attaches pods to `cni0`, with links of `mtu` bytes.

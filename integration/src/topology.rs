@@ -369,14 +369,12 @@ impl Cluster {
         let name = format!("n{number}");
         let address = Ipv4Addr::new(192, 168, 77, number);
         let ns = self.plug(&name, address)?;
-        ns.sysctl("net/ipv4/ip_forward", "1")?;
-        ns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         let dir = self.dir.join(&name);
         std::fs::create_dir(&dir)?;
         let backend = serde_json::from_str(&self.spec.backend).context("the Backend object")?;
         let families = self.spec.families;
         let node = Node { name, number, families, backend, ns, dir, pods: Vec::new(), daemon: None };
-        node.add_bridge()?;
+        node.boot()?;
         self.nodes.push(node);
         self.nodes.last_mut().context("the node just added")
     }

@@ -1,7 +1,8 @@
-//! What may happen to the network below the nodes.
+//! What may happen to nodes, and to the network below them.
 
 use anyhow::Result;
 
+use crate::netns::Netns;
 use crate::topology::{Cluster, GATEWAY, GATEWAY6};
 
 /// Puts a router between two nodes, which are neighbours otherwise: the switch's own network stack.
@@ -41,4 +42,23 @@ pub fn narrow(cluster: &Cluster, to: &str, mtu: u32) -> Result<()> {
         to.address(),
         to.address6()
     ))
+}
+
+/// Takes power from a node and gives it back: its name, its addresses and its disk are as before, its interface has
+/// another Ethernet address, and nothing else is there, neither pods nor a daemon.
+///
+/// # Errors
+/// When there is no such node, or the kernel refuses.
+pub fn reboot(cluster: &mut Cluster, name: &str) -> Result<()> {
+    let node = cluster.node_mut(name)?;
+    node.daemon = None;
+    node.pods.clear();
+    node.ns = Netns::new(name)?;
+    let (address, address6) = (node.address(), node.address6());
+    // A real one takes longer than a neighbour's kernel keeps what does not answer.
+    for peer in cluster.nodes().iter().filter(|node| node.name() != name) {
+        peer.ns().ip(&format!("neigh flush to {address} dev eth0\nneigh flush to {address6} dev eth0"))?;
+    }
+    cluster.replug(name)?;
+    cluster.node(name)?.boot()
 }

@@ -45,8 +45,8 @@ const LEGACY_SAVE: &str = "iptables-legacy-save";
 
 fn main() -> ExitCode {
     Suite::<Cluster>::new()
-        .check("iptables-save is flannel's, byte for byte", golden)
-        .check("ip6tables-save is flannel's in a cluster with IPv6, and untouched in one without", golden6)
+        .check("A3.11 iptables-save is flannel's, byte for byte", a3_11_golden)
+        .check("A3.11 ip6tables-save is flannel's with IPv6, and untouched without", a3_11_golden6)
         .check("a chain that is flushed", |c, n| repaired(c, n, "-t nat -F FLANNEL-POSTRTG"))
         .check("a chain of filter that is flushed", |c, n| repaired(c, n, "-t filter -F FLANNEL-FWD"))
         .check("a rule that is deleted", |c, n| repaired(c, n, "-t nat -D FLANNEL-POSTRTG 5"))
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         .check("no program is run while nothing changes", no_programs)
         .check("a restart writes nothing and opens no window", restart)
         .check("what a former flannel left is replaced, not doubled", leftovers)
-        .check("a FORWARD policy of DROP: pods reach each other", forward_drop)
+        .check("A3.12 a FORWARD policy of DROP: pods reach each other", a3_12_forward_drop)
         .check("without iptables it says what to install", absent)
         .check("cleanup removes ours and nothing else", cleanup)
         .main()
@@ -90,7 +90,7 @@ fn repairs(node: &Node) -> Result<f64> {
     Ok(node.daemon()?.metrics()?.sum("loden_repairs_total", &[("object", "firewall")]))
 }
 
-fn golden(cluster: &mut Cluster, _: &Notes) -> Result<()> {
+fn a3_11_golden(cluster: &mut Cluster, _: &Notes) -> Result<()> {
     let saved = cluster.node("n1")?.iptables_save(NFT_SAVE)?;
     ensure!(saved == FLANNEL, "{saved}");
     ensure!(
@@ -102,7 +102,7 @@ fn golden(cluster: &mut Cluster, _: &Notes) -> Result<()> {
     connected(cluster)
 }
 
-fn golden6(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
+fn a3_11_golden6(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
     let plain = cluster.node("n1")?.iptables_save("ip6tables-nft-save")?;
     ensure!(!plain.contains("FLANNEL"), "{plain}");
     let builder = Cluster::builder().nodes(2).pods_per_node(1).families(Families::Dual);
@@ -302,7 +302,7 @@ COMMIT
     connected(cluster)
 }
 
-fn forward_drop(cluster: &mut Cluster, _: &Notes) -> Result<()> {
+fn a3_12_forward_drop(cluster: &mut Cluster, _: &Notes) -> Result<()> {
     for name in ["n1", "n2"] {
         iptables(cluster.node(name)?, "-P FORWARD DROP")?;
     }

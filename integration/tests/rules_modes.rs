@@ -52,24 +52,27 @@ table ip6 flannel-ipv6 {
 }
 "#;
 
+const LEGACY_SAVE: &str = "iptables-legacy-save";
+
 /// Legacy chains of Kubernetes: what says that a machine uses that kind.
 const KUBE_LEGACY: &str =
     "*nat\n:KUBE-MARK-MASQ - [0:0]\n-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\nCOMMIT\n";
 
 fn main() -> ExitCode {
     Suite::<Lab>::new()
-        .check("nft list table is flannel's, with its mistakes mended", golden)
+        .check("A3.11 nft list table is flannel's, with its mistakes mended", golden)
         .check("a table that is flushed", |l, n| repaired(l, n, "flush table ip flannel-ipv4"))
         .check("a table that is deleted", |l, n| repaired(l, n, "delete table ip flannel-ipv4"))
         .check("a chain that is deleted", |l, n| repaired(l, n, "delete chain ip flannel-ipv4 forward"))
         .check("a rule that is inserted", |l, n| repaired(l, n, "insert rule ip flannel-ipv4 postrtg return"))
-        .check("a foreign chain that drops is named, and opened where iptables can", forward_drop)
+        .check("A3.12 a foreign chain that drops is named, and opened where iptables can", a3_12_forward_drop)
         .check("without any iptables it works", without_iptables)
         .check("what a stock flannel left is replaced", stock)
         .check("from nftables to iptables and back: pods are masqueraded at every moment", switch)
+        .check("A3.12 a legacy FORWARD policy of DROP that comes later is opened too", a3_12_legacy_later)
         .check("legacy iptables where Kubernetes uses that", legacy)
         .check("legacy rules are restored by looking", legacy_repair)
-        .check("a legacy FORWARD policy of DROP: pods reach each other", legacy_forward)
+        .check("A3.12 a legacy FORWARD policy of DROP: pods reach each other", a3_12_legacy_forward)
         .check("cleanup of legacy chains", legacy_cleanup)
         .main()
 }
@@ -133,7 +136,7 @@ fn ready_says(node: &Node, part: &str) -> Result<()> {
         .with_context(|| node.daemon().and_then(|d| d.get("/readyz")).map(|r| r.body).unwrap_or_default())
 }
 
-fn forward_drop(lab: &mut Lab, _: &Notes) -> Result<()> {
+fn a3_12_forward_drop(lab: &mut Lab, _: &Notes) -> Result<()> {
     let node = lab.0.node("n1")?;
     // firewalld's and an admin's own: in nftables nobody can overrule them.
     for rules in ["policy drop", "policy accept\n counter reject with icmpx admin-prohibited"] {
@@ -259,7 +262,7 @@ fn be_legacy(lab: &mut Lab) -> Result<()> {
 fn legacy(lab: &mut Lab, _: &Notes) -> Result<()> {
     be_legacy(lab)?;
     let node = lab.0.node("n1")?;
-    let saved = node.iptables_save("iptables-legacy-save")?;
+    let saved = node.iptables_save(LEGACY_SAVE)?;
     let mine = saved.lines().filter(|line| line.contains("FLANNEL")).count();
     ensure!(mine == 12, "{mine} lines of ours in\n{saved}");
     ensure!(!node.iptables_save("iptables-nft-save")?.contains("FLANNEL"), "rules in nf_tables too");
@@ -270,11 +273,11 @@ fn legacy(lab: &mut Lab, _: &Notes) -> Result<()> {
 fn legacy_repair(lab: &mut Lab, notes: &Notes) -> Result<()> {
     be_legacy(lab)?;
     let node = lab.0.node("n1")?;
-    let before = node.iptables_save("iptables-legacy-save")?;
+    let before = node.iptables_save(LEGACY_SAVE)?;
     for breaks in ["-t nat -F FLANNEL-POSTRTG", "-D FORWARD 1", "-t nat -F"] {
         node.ns().command("iptables-legacy").args(breaks.split(' ')).run()?;
         let restored = || {
-            let now = node.iptables_save("iptables-legacy-save")?;
+            let now = node.iptables_save(LEGACY_SAVE)?;
             let ours = |text: &str| {
                 text.lines().filter(|line| line.contains("FLANNEL")).map(str::to_owned).collect::<Vec<_>>()
             };
@@ -288,7 +291,27 @@ fn legacy_repair(lab: &mut Lab, notes: &Notes) -> Result<()> {
     connected(&lab.0)
 }
 
-fn legacy_forward(lab: &mut Lab, _: &Notes) -> Result<()> {
+/// Nobody is told of it, and until then this machine had no table of legacy iptables at all.
+fn a3_12_legacy_later(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    lab.0.set_nftables(true)?;
+    restart(lab)?;
+    connected(&lab.0)?;
+    let node = lab.0.node("n1")?;
+    let legacy =
+        |arguments: &str| node.ns().command("iptables-legacy").args(arguments.split(' ')).run().map(drop);
+    let opened = || Ok(node.iptables_save(LEGACY_SAVE)?.contains("-A FLANNEL-FWD"));
+    let tables = node.ns().run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/ip_tables_names")?))?;
+    ensure!(tables.is_empty(), "not the first: {tables}");
+    legacy("-P FORWARD DROP")?;
+    notes.took("a legacy FORWARD policy of DROP is opened after", wait::until_true("it is opened", opened)?);
+    connected(&lab.0)?;
+    ready_says(node, "flanneld is ready")?;
+    ensure!(!node.iptables_save(LEGACY_SAVE)?.contains("MASQUERADE"), "masqueraded twice");
+    legacy("-P FORWARD ACCEPT")?;
+    wait::until_true("the chain goes with its reason", || Ok(!opened()?)).map(drop)
+}
+
+fn a3_12_legacy_forward(lab: &mut Lab, _: &Notes) -> Result<()> {
     be_legacy(lab)?;
     lab.0.node("n1")?.ns().command("iptables-legacy").args(["-P", "FORWARD", "DROP"]).run()?;
     connected(&lab.0)?;
@@ -298,9 +321,9 @@ fn legacy_forward(lab: &mut Lab, _: &Notes) -> Result<()> {
     restart(lab)?;
     let node = lab.0.node("n1")?;
     wait::until_true("FORWARD is opened", || {
-        Ok(node.iptables_save("iptables-legacy-save")?.contains("-A FLANNEL-FWD"))
+        Ok(node.iptables_save(LEGACY_SAVE)?.contains("-A FLANNEL-FWD"))
     })?;
-    ensure!(!node.iptables_save("iptables-legacy-save")?.contains("MASQUERADE"), "masqueraded twice");
+    ensure!(!node.iptables_save(LEGACY_SAVE)?.contains("MASQUERADE"), "masqueraded twice");
     connected(&lab.0)?;
     lab.0.node("n1")?.ns().command("iptables-legacy").args(["-P", "FORWARD", "ACCEPT"]).run()?;
     lab.0.set_nftables(false)?;
@@ -312,7 +335,7 @@ fn legacy_cleanup(lab: &mut Lab, _: &Notes) -> Result<()> {
     lab.0.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
     let node = lab.0.node("n1")?;
     node.flanneld(&["cleanup"])?.run()?;
-    let saved = node.iptables_save("iptables-legacy-save")?;
+    let saved = node.iptables_save(LEGACY_SAVE)?;
     ensure!(!saved.contains("FLANNEL") && saved.contains("KUBE-MARK-MASQ"), "{saved}");
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! Who reaches whom, one question each and no second try.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{http, icmp, udp};
 use crate::netns::Netns;
 use crate::topology::{Cluster, Node, Pod};
+use crate::wait;
 
 /// One place that asks.
 #[derive(Clone, Copy)]
@@ -149,6 +151,42 @@ pub fn first_two(cluster: &Cluster) -> Result<()> {
     let (here, there) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
     check(Source::Pod(here), there)?;
     check(Source::Pod(there), here)
+}
+
+/// Every pod and every node asks every pod.
+///
+/// # Errors
+/// As [`check`].
+pub fn everybody(cluster: &Cluster) -> Result<()> {
+    pairs(cluster).try_for_each(|(from, to)| check(from, to))
+}
+
+/// Whether every pod answers every other pod at once, at each address. Nobody is left out after a first failure, so
+/// that every way is used again and again, as it is in a cluster with traffic.
+///
+/// # Errors
+/// When a socket cannot be opened.
+pub fn answered(cluster: &Cluster) -> Result<bool> {
+    const PATIENCE: Duration = Duration::from_millis(100);
+    let mut missing = 0;
+    for (from, to) in pairs(cluster).filter(|(from, _)| matches!(from, Source::Pod(_))) {
+        for at in to.ips() {
+            let asked = udp::Asker::new(from.ns(), at)?.ask(b"hostname", PATIENCE);
+            missing += usize::from(!asked.is_ok_and(|(answer, _)| answer == to.name().as_bytes()));
+        }
+    }
+    Ok(missing == 0)
+}
+
+/// Waits until every pod answers every pod, and says how long that took; then everybody has to reach everybody.
+///
+/// # Errors
+/// When one does not within the deadline, or is not seen as who it is.
+pub fn wait_everybody(cluster: &Cluster) -> Result<Duration> {
+    let took = wait::until_true("every pod answers every pod", || answered(cluster))
+        .with_context(|| format!("{:#?}", everybody(cluster).err()))?;
+    everybody(cluster)?;
+    Ok(took)
 }
 
 /// Every ordered pair of distinct pods, then every node with every pod.
