@@ -70,12 +70,15 @@ pub struct Launch {
     flags: Vec<(OsString, Option<OsString>)>,
     env: Vec<(OsString, Option<OsString>)>,
     shape: fn(NsCommand) -> NsCommand,
+    binary: Option<PathBuf>,
+    slowed: Option<Duration>,
 }
 
 impl Launch {
     /// A launch without any flag, in `ns`, with run files and log in `dir`.
     pub fn new(ns: Netns, dir: impl Into<PathBuf>) -> Self {
-        Self { ns, dir: dir.into(), flags: Vec::new(), env: Vec::new(), shape: |command| command }
+        let (flags, env) = (Vec::new(), Vec::new());
+        Self { ns, dir: dir.into(), flags, env, shape: |command| command, binary: None, slowed: None }
     }
 
     /// Sets `--flag value`, in place of any value the flag had.
@@ -123,13 +126,45 @@ impl Launch {
         self
     }
 
+    /// Starts another file than the `flanneld` under test, as after an upgrade.
+    #[must_use]
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = Some(path.into());
+        self
+    }
+
+    /// Holds up everything the daemon, and each program that it runs, sends through a socket, netlink above all, by
+    /// `pause`: what lies between two steps, and is over in an instant otherwise, then lasts that long.
+    #[must_use]
+    pub fn slowed(mut self, pause: Duration) -> Self {
+        self.slowed = Some(pause);
+        self
+    }
+
     /// The value of a flag, if it has one.
     pub fn value(&self, flag: &str) -> Option<&OsStr> {
         self.flags.iter().find(|(name, _)| name == flag).and_then(|(_, value)| value.as_deref())
     }
 
     fn command(&self) -> Result<NsCommand> {
-        let mut command = self.ns.command(binary()?);
+        let program = match &self.binary {
+            Some(path) => path,
+            None => binary()?,
+        };
+        let mut command = match self.slowed {
+            // -D: the daemon is our child, and the tracer somebody else's.
+            Some(pause) => {
+                self.ns.command("strace").args(["-D", "-f", "-qq", "-o", "/dev/null", "-e"]).args([
+                    "trace=sendto,sendmsg",
+                    "-e",
+                    &format!("inject=sendto,sendmsg:delay_enter={}", pause.as_micros()),
+                ])
+            }
+            None => self.ns.command(program),
+        };
+        if self.slowed.is_some() {
+            command = command.arg(program);
+        }
         for (flag, value) in &self.flags {
             command = command.arg(flag).args(value);
         }

@@ -31,6 +31,7 @@ pub mod node;
 pub mod nodes_file;
 pub mod probe;
 pub mod process;
+pub mod stock;
 pub mod suite;
 pub mod topology;
 pub mod underlay;

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use integration::kernel_state;
 use integration::probe::icmp;
-use integration::probe::loss::{Dropper, LossCounter};
 use integration::probe::reach::{self, Source};
 use integration::suite::{Notes, Suite};
 use integration::topology::Cluster;
@@ -23,11 +22,6 @@ const HOST_GW: &str = r#"{"Type": "host-gw"}"#;
 
 fn main() -> ExitCode {
     Suite::<()>::new()
-        .check("the harness sees loss where there is some", |(), _| sees_loss())
-        .check("vxlan: no packet is lost over SIGTERM, SIGKILL and starts", |(), notes| no_loss(VXLAN, notes))
-        .check("host-gw: no packet is lost over SIGTERM, SIGKILL and starts", |(), notes| {
-            no_loss(HOST_GW, notes)
-        })
         .check("vxlan: peers that left while it was stopped are gone", |(), notes| stale(VXLAN, notes))
         .check("host-gw: peers that left while it was stopped are gone", |(), notes| stale(HOST_GW, notes))
         .check("vxlan: a peer that moves or gets another device is followed", |(), notes| moved(notes))
@@ -55,42 +49,6 @@ fn restart(cluster: &mut Cluster, name: &str, signal: Signal) -> Result<Duration
     cluster.node_mut(name)?.stop_daemon(signal)?;
     cluster.start_daemon(name)?;
     cluster.node_mut(name)?.daemon_mut()?.wait_ready()
-}
-
-fn sees_loss() -> Result<()> {
-    let cluster = cluster(VXLAN)?;
-    let (from, to) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
-    let counter = LossCounter::start(from.ns(), to.ip(), Duration::from_millis(1))?;
-    let dropper = Dropper::every(50, cluster.node("n1")?.ns())?;
-    std::thread::sleep(Duration::from_millis(500));
-    drop(dropper);
-    let loss = counter.stop()?;
-    ensure!(loss.lost > 0, "one packet in fifty was dropped and none is missing: {loss:?}");
-    Ok(())
-}
-
-fn no_loss(backend: &str, notes: &Notes) -> Result<()> {
-    let mut cluster = cluster(backend)?;
-    connected(&cluster)?;
-    let before = kernel_state::of(cluster.node("n1")?, "flannel.1")?;
-    let (from, to) = (cluster.pod("n1.a")?.ns().clone(), cluster.pod("n2.a")?.ip());
-    let counter = LossCounter::start(&from, to, Duration::from_millis(1))?;
-    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
-        std::thread::sleep(Duration::from_millis(200));
-        for name in ["n1", "n2"] {
-            restart(&mut cluster, name, signal)?;
-        }
-    }
-    std::thread::sleep(Duration::from_millis(200));
-    let loss = counter.stop()?;
-    notes.add(format!("{backend}: {} of {} lost over six restarts", loss.lost, loss.sent));
-    ensure!(loss.lost == 0 && loss.sent > 500, "{loss:?}");
-    let after = kernel_state::of(cluster.node("n1")?, "flannel.1")?;
-    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
-    let writes = cluster.node("n1")?.daemon()?.metrics()?.sum("loden_kernel_writes_total", &[]);
-    // Traffic rules and the tunnel's doors are written once by each daemon: it cannot know what the last one meant.
-    ensure!(writes <= 2.0, "{writes} writes although everything was there");
-    Ok(())
 }
 
 fn stale(backend: &str, notes: &Notes) -> Result<()> {

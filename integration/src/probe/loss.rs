@@ -1,6 +1,6 @@
 //! Counting what is lost while something happens, and making losses on purpose to prove that the counting works.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -42,9 +42,12 @@ impl LossCounter {
     ///
     /// # Errors
     /// When there is no route to `to`.
-    pub fn start(from: &Netns, to: Ipv4Addr, pace: Duration) -> Result<Self> {
+    pub fn start(from: &Netns, to: impl Into<IpAddr>, pace: Duration) -> Result<Self> {
+        let to: IpAddr = to.into();
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = from.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = UdpSocket::bind((any, 0))?;
             sockopt::patient(&socket);
             socket.connect((to, UDP_PORT)).with_context(|| format!("no route to {to}"))?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;

@@ -1,9 +1,11 @@
 //! What pods, nodes and strangers do to each other, in plain Rust: no tool's output is parsed to learn a result.
 
+pub mod blame;
 pub mod bulk;
 pub mod capture;
 pub mod complaint;
 pub mod echo;
+pub mod flows;
 pub mod http;
 pub mod icmp;
 pub mod load;
