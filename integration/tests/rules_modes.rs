@@ -267,6 +267,10 @@ fn legacy(lab: &mut Lab, _: &Notes) -> Result<()> {
     ensure!(mine == 12, "{mine} lines of ours in\n{saved}");
     ensure!(!node.iptables_save("iptables-nft-save")?.contains("FLANNEL"), "rules in nf_tables too");
     ensure!(node.daemon()?.log()?.contains("variant=legacy"), "the choice is not said");
+    let labels = [("manager", "iptables"), ("variant", "legacy")];
+    ensure!(node.daemon()?.metrics()?.sum("loden_rules_info", &labels) == 1.0, "the metric does not say it");
+    ensure!(node.flanneld(&["routes"])?.run()?.contains("rules in iptables (legacy)"));
+    node.flanneld(&["verify"])?.run()?;
     connected(&lab.0)
 }
 

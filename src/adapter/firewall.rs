@@ -4,24 +4,28 @@
 //! program is run, as long as nobody changes anything. Legacy iptables tells nobody about changes; where it is in use,
 //! by us or by anybody else, it is read again every few seconds.
 
+mod ledger;
+
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use encap::Family;
 use tracing::{info, warn};
 
-use super::iptables::{self, Programs, Saved};
+pub use self::ledger::Look;
+use self::ledger::{Ledger, Legacy, digest, look_at_legacy};
+use super::iptables::{Programs, Saved};
 pub use super::nft::GuardCounters;
-use super::nft::{self, FirewallEvents, Nft, OwnTable, Survey};
+use super::nft::{self, FirewallEvents, Nft, Survey};
 use super::program::Failure;
 use crate::plan::firewall::iptables::random_fully;
 use crate::plan::firewall::{
-    Evidence, FirewallOp, FirewallState, Guard, Held, HeldGuard, Home, Masquerade, Rules, Variant, choose,
-    nftables,
+    Evidence, FirewallOp, FirewallState, Guard, HeldGuard, Home, Masquerade, Rules, Variant, choose, nftables,
 };
 use crate::ports::KernelError;
 
@@ -31,8 +35,6 @@ const ATTEMPTS: u32 = 4;
 /// How often the guard's checks are told to hold on: five of it may fail before they let go.
 const RENEWAL: Duration = Duration::from_secs(60);
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
 /// The firewall of this network namespace.
 pub struct Firewall {
     nft: Nft,
@@ -40,15 +42,11 @@ pub struct Firewall {
     /// How often legacy iptables is read.
     resync: Duration,
     programs: Programs,
-    chosen: Option<Variant>,
-    /// What each home was last told, and what it looked like then.
-    applied: BTreeMap<Home, (Rules, u64)>,
-    /// What our own table was last told, and what it looked like then.
-    guard: Option<(Guard, OwnTable)>,
+    ledger: Rc<RefCell<Ledger>>,
     /// When the guard's checks were last told to hold on.
     renewed: Instant,
     /// Legacy iptables as it was last read.
-    legacy: BTreeMap<Family, Saved>,
+    legacy: Legacy,
     legacy_read: Option<Instant>,
     /// Whether source ports can be chosen fully at random, by manager: nftables, or a variant of iptables.
     random: BTreeMap<Option<Variant>, bool>,
@@ -62,58 +60,47 @@ impl Firewall {
             events: FirewallEvents::subscribe().context("cannot hear about nftables changes")?,
             resync: resync.max(Duration::from_secs(1)),
             programs: Programs::find().await,
-            chosen: None,
-            applied: BTreeMap::new(),
-            guard: None,
+            ledger: Rc::default(),
             renewed: Instant::now(),
-            legacy: BTreeMap::new(),
+            legacy: Legacy::new(),
             legacy_read: None,
             random: BTreeMap::new(),
         })
+    }
+
+    /// For looks beside the loop.
+    pub fn look(&self) -> Look {
+        Look { ledger: self.ledger.clone(), programs: self.programs.clone() }
     }
 
     /// How everything stands.
     pub async fn observe(&mut self) -> Result<FirewallState> {
         self.read_legacy().await;
         let survey = self.nft.survey().context("cannot ask the kernel about nftables")?.clone();
-        if self.chosen.is_none() {
+        if self.ledger.borrow().chosen.is_none() {
             self.choose(&survey);
         }
-        let mut digests = survey.homes;
-        let mut foreign = survey.foreign;
-        for (family, saved) in &self.legacy {
-            if let Some(digest) = digest(saved) {
-                digests.insert(Home::Iptables(Variant::Legacy, *family), digest);
-            }
-            foreign.obstacles.extend(saved.obstacles(Variant::Legacy, *family));
-            foreign.refuses_input = foreign.refuses_input.take().or_else(|| saved.refuses_input(*family));
+        let mut state = self.ledger.borrow().state(survey, &self.legacy, &self.programs);
+        if let Some(HeldGuard::InForce(guard)) = &state.guard
+            && guard.check.is_some()
+            && !self.renew()
+        {
+            state.guard = Some(HeldGuard::Changed);
         }
-        let held = |(home, digest)| match self.applied.get(&home) {
-            Some((rules, applied)) if *applied == digest => (home, Held::InForce(*rules)),
-            _ => (home, Held::Changed),
-        };
-        Ok(FirewallState {
-            homes: digests.into_iter().map(held).collect(),
-            variant: self.chosen,
-            installed: self.programs.installed(),
-            guard: survey.own_table.map(|table| self.held_guard(table)),
-            foreign,
-        })
+        Ok(state)
     }
 
-    /// How our own table stands. To look at it is also to say that somebody does: its checks hold no longer than that.
-    fn held_guard(&mut self, table: OwnTable) -> HeldGuard {
-        let Some((guard, _)) = self.guard.as_ref().filter(|(_, applied)| *applied == table) else {
-            return HeldGuard::Changed;
-        };
-        if guard.check.is_some() && self.renewed.elapsed() >= RENEWAL {
-            if let Err(error) = nft::renew_guard() {
-                warn!("the checks of who sends into the tunnel cannot be renewed: {error:#}");
-                return HeldGuard::Changed;
-            }
-            self.renewed = Instant::now();
+    /// To look at our own table is also to say that somebody does: its checks hold no longer than that.
+    fn renew(&mut self) -> bool {
+        if self.renewed.elapsed() < RENEWAL {
+            return true;
         }
-        HeldGuard::InForce(guard.clone())
+        if let Err(error) = nft::renew_guard() {
+            warn!("the checks of who sends into the tunnel cannot be renewed: {error:#}");
+            return false;
+        }
+        self.renewed = Instant::now();
+        true
     }
 
     fn choose(&mut self, survey: &Survey) {
@@ -129,44 +116,31 @@ impl Firewall {
         };
         if let Some((variant, why)) = choose(nft, legacy) {
             info!(%variant, why, "iptables of this machine");
-            self.chosen = Some(variant);
+            self.ledger.borrow_mut().chosen = Some(variant);
         }
     }
 
     async fn read_legacy(&mut self) {
         if self.legacy_read.is_none_or(|read| read.elapsed() >= self.resync) {
-            let now = self.look_at_legacy().await;
+            let now = look_at_legacy(&self.programs).await;
             self.keep_legacy(now);
         }
     }
 
     /// Takes in what was read; `true` when something that matters is not as it was.
-    fn keep_legacy(&mut self, now: BTreeMap<Family, Saved>) -> bool {
+    fn keep_legacy(&mut self, now: Legacy) -> bool {
         let before = std::mem::replace(&mut self.legacy, now);
         self.legacy_read = Some(Instant::now());
-        let gist = |all: &BTreeMap<Family, Saved>| -> Vec<_> {
+        let gist = |all: &Legacy| -> Vec<_> {
             all.iter().map(|(family, saved)| (*family, saved.gist(*family))).collect()
         };
         gist(&before) != gist(&self.legacy)
     }
 
-    /// Legacy iptables of each family that has any of its tables. No program is run where there are none: to ask for
-    /// them would make them.
-    async fn look_at_legacy(&self) -> BTreeMap<Family, Saved> {
-        let mut all = BTreeMap::new();
-        for family in FAMILIES.into_iter().filter(|family| iptables::legacy_tables(*family)) {
-            // Without its programs nobody uses it. What keeps them from working shows when they are to write.
-            if let Ok(saved) = self.programs.save(Variant::Legacy, family).await {
-                all.insert(family, saved);
-            }
-        }
-        all
-    }
-
     /// Waits until somebody changed something that matters, or it is time to say that the guard is looked after.
     pub async fn changed(&mut self) {
         let renewal = RENEWAL.saturating_sub(self.renewed.elapsed());
-        let guarded = self.guard.as_ref().is_some_and(|(guard, _)| guard.check.is_some());
+        let guarded = self.ledger.borrow().guard.as_ref().is_some_and(|(guard, _)| guard.check.is_some());
         let mut renewal = pin!(tokio::time::sleep(renewal));
         loop {
             // From the last look, not from now: whoever waits here is often called away by other news.
@@ -176,7 +150,7 @@ impl Firewall {
                 () = &mut renewal, if guarded => return,
                 () = tokio::time::sleep(self.resync.saturating_sub(since)) => {}
             }
-            let now = self.look_at_legacy().await;
+            let now = look_at_legacy(&self.programs).await;
             if self.keep_legacy(now) {
                 return;
             }
@@ -191,7 +165,7 @@ impl Firewall {
             FirewallOp::InstallGuard(guard) => self.install_guard(guard).await,
             FirewallOp::UpdateGuard { before, after } => self.update_guard(before, after).await,
             FirewallOp::RemoveGuard => {
-                self.guard = None;
+                self.ledger.borrow_mut().guard = None;
                 nft::remove_own_table().map_err(failure)
             }
         };
@@ -199,7 +173,7 @@ impl Firewall {
     }
 
     async fn install(&mut self, home: Home, rules: &Rules) -> Result<(), Failure> {
-        self.applied.remove(&home);
+        self.ledger.borrow_mut().applied.remove(&home);
         let possible = self.possible(home, rules).await?;
         let mut last_read = None;
         for _ in 0..ATTEMPTS {
@@ -219,7 +193,7 @@ impl Firewall {
                 }
             };
             if let Some(digest) = written {
-                self.applied.insert(home, (*rules, digest));
+                self.ledger.borrow_mut().applied.insert(home, (*rules, digest));
                 return Ok(());
             }
         }
@@ -252,27 +226,27 @@ impl Firewall {
 
     /// Whatever keeps a change of members from working, the whole table stands on its own.
     async fn update_guard(&mut self, before: &Guard, after: &Guard) -> Result<(), Failure> {
-        let held = self.guard.take().filter(|(held, _)| held == before);
+        let held = self.ledger.borrow_mut().guard.take().filter(|(held, _)| held == before);
         if let Some((_, table)) = held
             && let Some(update) = after.update(before)
             && self.nft.change_members(&update).ok().flatten() == Some(table.after(&update))
         {
-            self.guard = Some((after.clone(), table.after(&update)));
+            self.ledger.borrow_mut().guard = Some((after.clone(), table.after(&update)));
             return Ok(());
         }
         self.install_guard(after).await
     }
 
     async fn install_guard(&mut self, guard: &Guard) -> Result<(), Failure> {
-        self.guard = None;
+        self.ledger.borrow_mut().guard = None;
         let before = nft::generation().map_err(failure)?;
         nft::load(&guard.script()).await?;
         let table = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
-        self.guard = Some((guard.clone(), table.ok_or_else(disturbed)?));
+        self.ledger.borrow_mut().guard = Some((guard.clone(), table.ok_or_else(disturbed)?));
         if guard.check.is_some()
             && let Err(error) = nft::renew_guard()
         {
-            self.guard = None;
+            self.ledger.borrow_mut().guard = None;
             return Err(failure(error));
         }
         self.renewed = Instant::now();
@@ -280,7 +254,7 @@ impl Firewall {
     }
 
     async fn remove(&mut self, home: Home) -> Result<(), Failure> {
-        self.applied.remove(&home);
+        self.ledger.borrow_mut().applied.remove(&home);
         match home {
             Home::Nftables(family) => nft::remove_table(family).map_err(failure),
             Home::Iptables(Variant::Nft, family) => {
@@ -342,14 +316,6 @@ pub fn guard_counters() -> Result<Option<GuardCounters>> {
 /// Who was refused by the guard last, as far as it is remembered.
 pub fn last_refused() -> Result<Option<IpAddr>> {
     nft::last_refused()
-}
-
-/// Of what is ours; `None` when nothing is.
-fn digest(saved: &Saved) -> Option<u64> {
-    let ours = saved.ours();
-    let mut hasher = DefaultHasher::new();
-    ours.hash(&mut hasher);
-    (!ours.is_empty()).then(|| hasher.finish())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]

@@ -20,6 +20,9 @@ pub struct RoutesView {
     pub node: String,
     /// Backend type.
     pub backend: String,
+    /// Who keeps the traffic rules: `iptables (nf_tables)`, `iptables (legacy)`, `nftables`.
+    #[serde(default)]
+    pub rules: Vec<String>,
     /// Where leases come from.
     pub source: String,
     /// Answer of `/readyz`.
@@ -168,7 +171,7 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
         view.tunnel,
         view.mtu,
         view.source,
-        format_args!("backend {}", view.backend),
+        format_args!("backend {}{}", view.backend, rules(view)),
         table.trim_fmt()
     );
     for route in &view.routes {
@@ -188,6 +191,10 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
     }
     text.truncate(text.trim_end().len());
     text
+}
+
+fn rules(view: &RoutesView) -> String {
+    if view.rules.is_empty() { String::new() } else { format!(" · rules in {}", view.rules.join(" and ")) }
 }
 
 fn pods(route: &RouteView) -> String {
@@ -273,6 +280,7 @@ mod tests {
         RoutesView {
             node: "n1".into(),
             backend: "udp".into(),
+            rules: vec!["iptables (legacy)".into()],
             source: "nodes.yaml".into(),
             readiness: "flanneld is ready".into(),
             tunnel: "flannel0".into(),
@@ -293,6 +301,7 @@ mod tests {
         let text = render(&view(), false);
         assert!(!text.contains('\u{1b}'), "{text}");
         for part in [
+            "backend udp · rules in iptables (legacy)\n",
             "NODE IP",
             " 192.168.77.1 fd77::1 ",
             "10.244.1.0/24",

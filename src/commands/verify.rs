@@ -20,6 +20,8 @@ pub struct VerifyView {
     pub wanted: BTreeMap<String, usize>,
     /// What is not as it should be.
     pub differences: Vec<DifferenceView>,
+    /// Where traffic rules are kept: which iptables, or which tables of nftables.
+    pub rules: Vec<String>,
 }
 
 /// One step that is missing.
@@ -62,6 +64,9 @@ pub fn render(view: &VerifyView) -> String {
         let _ = writeln!(text, " {kind:<10} {wanted:>7} {differ:>7}");
     }
     text.push('\n');
+    for place in &view.rules {
+        let _ = writeln!(text, "rules in {place}");
+    }
     if view.differences.is_empty() {
         text.push_str("the kernel holds what it should");
     }
@@ -89,6 +94,7 @@ mod tests {
             backend: "vxlan".into(),
             wanted: BTreeMap::from([("route".into(), 2), ("link".into(), 1)]),
             differences: Vec::new(),
+            rules: vec!["iptables (nf_tables) chains FLANNEL-POSTRTG and FLANNEL-FWD".into()],
         };
         assert!(render(&view).ends_with("the kernel holds what it should"));
         view.differences.push(DifferenceView {
@@ -98,9 +104,12 @@ mod tests {
             error: None,
         });
         let text = render(&view);
-        for part in
-            [" route            2       0", " fdb              0       1", "by hand: bridge fdb replace"]
-        {
+        for part in [
+            " route            2       0",
+            " fdb              0       1",
+            "by hand: bridge fdb replace",
+            "rules in iptables (nf_tables) ",
+        ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
     }

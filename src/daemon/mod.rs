@@ -186,6 +186,7 @@ async fn work(state: &Rc<State>, mut leases: impl LeaseSource + 'static) -> Resu
         );
     }
     let firewall = Firewall::new(Duration::from_secs(state.args.iptables_resync.into())).await?;
+    state.rules.replace(Some(Rc::new(firewall.look())));
     let kernel = LinuxKernel::new(firewall, slot)?;
     state.set_external(external);
     let (moved, mut moves) = mpsc::unbounded_channel();

@@ -1,11 +1,12 @@
 //! Answers of the admin endpoint and of the local socket.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use encap::DropReason;
+use encap::{DropReason, PeerId};
 
 use super::state::State;
 use crate::adapter::control::Request;
@@ -16,14 +17,10 @@ use crate::commands::verify::{DifferenceView, VerifyView};
 use crate::config;
 use crate::dataplane::{PeerTotals, Shared};
 use crate::lease::{Lease, Snapshot};
-use crate::plan::Desired;
-use crate::plan::firewall::{Firewall, FirewallState, Manager};
+use crate::plan::Object;
 use crate::plan::verify::compare;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::log::LogControl;
-
-/// Wishes for no traffic rules.
-const NO_RULES: Firewall = Firewall { manager: Manager::Iptables, rules: Vec::new(), guard: None };
 
 /// Folds the data path's counters into the state of each peer.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
@@ -47,6 +44,10 @@ pub(super) fn admin(state: &State, path: &str) -> Option<Answer> {
         }
         "/metrics" => {
             state.metrics.ready.set(i64::from(!matches!(readiness, Readiness::NotReady(_))));
+            state.metrics.rules.reset();
+            for (manager, variant) in keepers(state) {
+                state.metrics.rules.with_label_values(&[manager, variant]).set(1);
+            }
             Some(match state.metrics.render() {
                 Ok(body) => Answer { status: 200, content_type: prometheus::TEXT_FORMAT, body },
                 Err(error) => Answer::text(500, format!("{error:#}")),
@@ -77,27 +78,41 @@ pub(super) async fn control(
     }
 }
 
-/// Compares anew, whatever the loop knows: traffic rules excepted, of which only the loop knows what they were.
+/// Compares anew, whatever the loop knows, but for what it put into the firewall: rules have no other form in which
+/// they could be compared.
 async fn verify(state: &State) -> Result<VerifyView> {
     let in_force = state.in_force.borrow().clone();
     let (desired, watched) = in_force.with_context(|| state.health.borrow().readiness().answer().1)?;
     let mut observed = netlink::survey(&watched).await?;
-    observed.firewall = FirewallState::default();
-    let wanted = Desired { firewall: NO_RULES, ..Desired::clone(&desired) };
-    let compared = compare(&wanted, &observed, &watched);
+    let rules = state.rules.borrow().clone();
+    if let Some(rules) = rules {
+        observed.firewall = rules.state().await?;
+    }
+    let compared = compare(&desired, &observed, &watched);
     let failing = state.failing.borrow();
+    let health = state.health.borrow();
+    let error = |object: Object, peer: Option<PeerId>| match object {
+        Object::Firewall => health.firewall_trouble.clone().or_else(|| health.kernel_trouble.clone()),
+        _ => failing.get(&peer?).cloned(),
+    };
     let differences = compared.differences.into_iter().map(|difference| DifferenceView {
+        error: error(difference.object, difference.peer),
         object: difference.object.as_str().into(),
         step: difference.step,
         command: difference.command,
-        error: difference.peer.and_then(|peer| failing.get(&peer).cloned()),
     });
     Ok(VerifyView {
         node: state.node.clone(),
         backend: state.conf.backend.name().into(),
         wanted: compared.wanted.into_iter().map(|(object, count)| (object.as_str().into(), count)).collect(),
         differences: differences.collect(),
+        rules: compared.rules,
     })
+}
+
+/// Who keeps the traffic rules now.
+fn keepers(state: &State) -> BTreeSet<(&'static str, &'static str)> {
+    state.rules.borrow().as_ref().map(|rules| rules.keepers()).unwrap_or_default()
 }
 
 fn view(state: &State) -> RoutesView {
@@ -115,6 +130,13 @@ fn view(state: &State) -> RoutesView {
     RoutesView {
         node: state.node.clone(),
         backend: state.backend_words(),
+        rules: keepers(state)
+            .into_iter()
+            .map(|(manager, variant)| match variant {
+                "" => manager.to_owned(),
+                _ => format!("{manager} ({variant})"),
+            })
+            .collect(),
         source: state.source.clone(),
         readiness: state.health.borrow().readiness().answer().1,
         tunnel: state.tunnel_name(),

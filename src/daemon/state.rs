@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use encap::{MacAddr, PeerId, Prefix, SourceCheck};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use crate::adapter::firewall::Look;
 use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
@@ -69,6 +71,8 @@ pub(super) struct State {
     pub(super) vtep_macs: Cell<ByFamily<Option<MacAddr>>>,
     /// What the kernel was last made to hold, and what was looked at for it.
     pub(super) in_force: RefCell<Option<(Arc<Desired>, Watched)>>,
+    /// Shows the traffic rules, once there may be any.
+    pub(super) rules: RefCell<Option<Rc<Look>>>,
     /// What could not be done in the kernel without stopping packets, so that it is logged once.
     pub(super) kernel_warning: RefCell<Option<String>>,
     /// Peers that the kernel could not be told of, and why.
@@ -142,6 +146,7 @@ impl State {
             vtep: Cell::default(),
             vtep_macs: Cell::default(),
             in_force: RefCell::default(),
+            rules: RefCell::default(),
             kernel_warning: RefCell::default(),
             failing: RefCell::default(),
             complaints: RefCell::default(),

@@ -3,7 +3,7 @@
 use encap::Family;
 
 use super::diff::state_when_made;
-use super::firewall::{FirewallOp, Held};
+use super::firewall::{FirewallOp, Held, HeldGuard};
 use super::{Device, Hop, LinkChange, Observed, Op, Stage};
 
 /// The alias it gives.
@@ -69,6 +69,9 @@ pub(crate) fn apply(state: &mut Observed, op: &Op) {
         }
         Op::Firewall(FirewallOp::Install(home, rules)) => {
             state.firewall.homes.insert(*home, Held::InForce(*rules));
+        }
+        Op::Firewall(FirewallOp::InstallGuard(guard)) => {
+            state.firewall.guard = Some(HeldGuard::InForce(guard.clone()));
         }
         Op::Firewall(_) => {}
     }

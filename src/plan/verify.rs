@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use encap::PeerId;
 
+use super::firewall::{FirewallOp, FirewallState, Home, OWN_TABLE, nftables};
 use super::{
     Desired, Device, Hop, LinkChange, LinkKind, Object, Observed, Op, Route, RouteKey, Watched, diff,
 };
@@ -15,6 +16,8 @@ pub struct Comparison {
     pub wanted: BTreeMap<Object, usize>,
     /// What differs.
     pub differences: Vec<Difference>,
+    /// Where traffic rules are kept, in words.
+    pub rules: Vec<String>,
 }
 
 /// One step that is missing.
@@ -38,19 +41,31 @@ pub fn compare(desired: &Desired, observed: &Observed, watched: &Watched) -> Com
         (Object::Route, desired.routes.len()),
         (Object::Neighbour, desired.neighbours.len()),
         (Object::Fdb, desired.fdb.len()),
-        (Object::Firewall, desired.firewall.rules.len()),
+        (Object::Firewall, desired.firewall.places(&observed.firewall).len()),
     ];
     let ops = diff(desired, observed);
     let differences = ops.iter().map(|op| Difference {
         object: op.object(),
-        step: op.describe(watched),
+        step: step(op, &observed.firewall, watched),
         command: command(op, watched),
         peer: op.peer(),
     });
     Comparison {
         wanted: counts.into_iter().filter(|(_, count)| *count > 0).collect(),
         differences: differences.collect(),
+        rules: desired.firewall.places(&observed.firewall),
     }
+}
+
+/// Of rules it also matters whether somebody took them away or wrote over them.
+fn step(op: &Op, rules: &FirewallState, watched: &Watched) -> String {
+    let there = match op {
+        Op::Firewall(FirewallOp::Install(home, _)) => rules.homes.contains_key(home),
+        Op::Firewall(FirewallOp::InstallGuard(_)) => rules.guard.is_some(),
+        _ => return op.describe(watched),
+    };
+    let stands = if there { "what is there is not what was written" } else { "nothing is there" };
+    format!("{} ({stands})", op.describe(watched))
 }
 
 /// The command of iproute2 that does what a step does.
@@ -92,6 +107,11 @@ fn command(op: &Op, watched: &Watched) -> Option<String> {
             )
         }
         Op::RemoveRoute { key, route } => format!("ip route del {}", route_words(key, route, watched)),
+        Op::Firewall(FirewallOp::Remove(Home::Nftables(family))) => {
+            format!("nft delete table {}", nftables::table(*family))
+        }
+        Op::Firewall(FirewallOp::RemoveGuard) => format!("nft delete table inet {OWN_TABLE}"),
+        // A ruleset is no command; the daemon's own try says what keeps it from being in force.
         Op::Firewall(_) => return None,
     })
 }

@@ -24,7 +24,8 @@ use crate::ports::Kernel;
 /// How often to look although no event came: events can be lost, and a look costs a few netlink requests.
 const SAFETY: Duration = Duration::from_secs(30);
 
-/// Shortest and longest wait before a failed pass is tried again.
+/// Shortest and longest wait before a failed pass is tried again. What stops no packets is tried again too, and at the
+/// slowest with every safety pass.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// The same for what failed on a peer's account.
@@ -56,15 +57,14 @@ pub async fn run<K: Kernel>(
                 let pass = pass::run(&mut kernel, &intent, settled.as_deref(), &mut failing).await;
                 report(&pass);
                 rested = Instant::now() + begun.elapsed().min(REST);
+                let idle = failing.next().unwrap_or(Duration::MAX).min(jittered(SAFETY));
+                let wait = if pass.complete() { idle } else { retry.min(idle) };
+                let limit = if pass.converged() { SAFETY } else { RETRY.1 };
+                retry = if pass.complete() { RETRY.0 } else { (retry * 2).min(limit) };
                 if pass.converged() {
                     settled = pass.desired;
-                    retry = RETRY.0;
-                    Some(failing.next().unwrap_or(Duration::MAX).min(jittered(SAFETY)))
-                } else {
-                    let wait = retry;
-                    retry = (retry * 2).min(RETRY.1);
-                    Some(wait)
                 }
+                Some(wait)
             }
         };
         tokio::select! {

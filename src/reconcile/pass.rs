@@ -23,6 +23,8 @@ pub struct Pass {
     pub tried: usize,
     /// The steps undid somebody else's change, rather than following one of ours.
     pub repair: bool,
+    /// Rules that packets can do without are not in force.
+    pub unguarded: bool,
     /// What keeps traffic rules from working although they are in force, a sentence each.
     pub firewall_troubles: Vec<String>,
     /// Why pods cannot be served; empty when they can.
@@ -43,6 +45,7 @@ impl Pass {
             done: Vec::new(),
             tried: 0,
             repair: false,
+            unguarded: false,
             firewall_troubles: Vec::new(),
             errors: Vec::new(),
             peer_errors: BTreeMap::new(),
@@ -54,6 +57,11 @@ impl Pass {
     /// The kernel holds what it should, but for single peers.
     pub fn converged(&self) -> bool {
         self.errors.is_empty()
+    }
+
+    /// Nothing is left that might succeed if it were tried again soon.
+    pub(super) fn complete(&self) -> bool {
+        self.converged() && !self.unguarded
     }
 
     /// One object per carried-out step.
@@ -132,6 +140,7 @@ fn note(
         failing.failed(peer, text.clone(), now);
         pass.peer_errors.insert(peer, text);
     } else if matches!(op, Op::Firewall(op) if op.is_optional()) {
+        pass.unguarded = true;
         pass.firewall_troubles.push(text);
     } else if op.object() == Object::Sysctl || op.stage() >= Stage::DropRoute && op.stage() < Stage::Firewall
     {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use encap::Family;
 
 use super::*;
+use crate::plan::firewall::{Guard, Senders};
 use crate::plan::{Device, LinkState, Observed, Op, Watched, model};
 use crate::ports::KernelError;
 
@@ -161,6 +162,27 @@ fn a_setting_that_cannot_be_written_is_a_warning() {
     let (_sender, goals) = watch::channel(Some(goal()));
     let passes = play(&world, goals, settle());
     assert_eq!(passes, [(6, false, true)]);
+}
+
+#[test]
+fn doors_that_cannot_be_put_in_force_are_tried_again_soon() {
+    let world = World::new();
+    world.refuse(|op| matches!(op, Op::Firewall(op) if op.is_optional()));
+    let mut intent = crate::plan::sample_intent();
+    intent.firewall.guard =
+        Some(Guard { port: 8472, senders: Senders::new(std::iter::empty()), untracked: true, check: None });
+    let (_sender, goals) = watch::channel(Some(Arc::new(intent)));
+    let fault = world.clone();
+    let passes = play(&world, goals, async move {
+        // 100 + 200 + 400 ms, as above; pods are served meanwhile.
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        fault.refuse(|_| false);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    });
+    assert_eq!(
+        passes,
+        [(7, false, true), (0, true, true), (0, true, true), (0, true, true), (1, true, true)]
+    );
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct Metrics {
     registry: Registry,
     /// How packets get from node to node; always 1.
     pub backend: IntGaugeVec,
+    /// Who keeps the traffic rules; always 1.
+    pub rules: IntGaugeVec,
     /// Leases in force, the own one included.
     pub leases: IntGauge,
     /// Leases added, removed or changed.
@@ -103,6 +105,10 @@ impl Metrics {
             backend: IntGaugeVec::new(
                 Opts::new("loden_backend_info", "The backend, and where it wraps packets; always 1"),
                 &["backend", "mode"],
+            )?,
+            rules: IntGaugeVec::new(
+                Opts::new("loden_rules_info", "Who keeps the traffic rules, and in which variant; always 1"),
+                &["manager", "variant"],
             )?,
             leases: IntGauge::new("loden_leases", "Leases in force, the node's own included")?,
             lease_changes: IntCounterVec::new(
@@ -197,6 +203,7 @@ impl Metrics {
             metrics.lease_changes.with_label_values(&[change]);
         }
         registry.register(Box::new(metrics.backend.clone()))?;
+        registry.register(Box::new(metrics.rules.clone()))?;
         registry.register(Box::new(metrics.leases.clone()))?;
         registry.register(Box::new(metrics.lease_changes.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;

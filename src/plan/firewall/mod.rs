@@ -41,6 +41,16 @@ pub enum Home {
     Nftables(Family),
 }
 
+impl Home {
+    /// Who keeps rules here, and in which variant of it: for metrics and people.
+    pub fn keeper(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Iptables(variant, _) => ("iptables", variant.as_str()),
+            Self::Nftables(_) => ("nftables", ""),
+        }
+    }
+}
+
 /// How to masquerade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Masquerade {
@@ -104,6 +114,12 @@ impl Firewall {
     /// The guard that suits this machine.
     fn guard(&self, state: &FirewallState) -> Option<Guard> {
         self.guard.as_ref()?.beside(state.foreign.refuses_input.is_some())
+    }
+
+    /// Where rules belong, in words.
+    pub fn places(&self, state: &FirewallState) -> Vec<String> {
+        let guard = self.guard(state).map(|_| format!("nftables table inet {OWN_TABLE}"));
+        self.homes(state).keys().map(Home::to_string).chain(guard).collect()
     }
 
     /// Where which rules belong, given what else filters on this machine.

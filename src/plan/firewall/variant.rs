@@ -14,12 +14,19 @@ pub enum Variant {
     Legacy,
 }
 
-impl fmt::Display for Variant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Variant {
+    /// What `iptables --version` calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Nft => "nf_tables",
             Self::Legacy => "legacy",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
