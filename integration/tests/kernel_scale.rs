@@ -1,4 +1,4 @@
-//! Five thousand VXLAN peers in a real kernel, what they cost, and random states that have to converge.
+//! Five thousand VXLAN peers in a real kernel, and what they cost.
 
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use integration::kernel_state::ROUTE_PROTOCOL;
 use integration::nodes_file::NodeManifest;
 use integration::suite::{Notes, Setup, Suite};
@@ -17,11 +17,9 @@ use nix::sys::signal::Signal;
 
 const PEERS: u16 = 5000;
 const CHANGES: usize = 5;
-const ROUNDS: u64 = 20;
 
 fn main() -> ExitCode {
     Suite::<Lab>::new()
-        .check("random states converge, and then nothing is written", random)
         .check("five thousand peers are programmed", program)
         .check("one change among them is applied", change)
         .check("one missing entry among them is found and put back", repair)
@@ -115,57 +113,6 @@ fn converge(node: &Node, peers: &[NodeManifest]) -> Result<Duration> {
         ensure!(false, "missing: {missing:?}, too much: {extra:?}");
     }
     outcome
-}
-
-/// Peers come, go, move and swap places while somebody else damages what is there.
-fn random(lab: &mut Lab, notes: &Notes) -> Result<()> {
-    let seed = fastrand::u64(..);
-    notes.add(format!("seed of the random states: {seed}"));
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut slowest = Duration::ZERO;
-    for round in 0..ROUNDS {
-        let mut places: Vec<u16> = (1..60).collect();
-        random.shuffle(&mut places);
-        let numbers: Vec<u16> = (1..60).filter(|_| random.bool()).collect();
-        let peers: Vec<_> =
-            numbers.iter().zip(&places).map(|(number, place)| peer(*number, *place)).collect();
-        publish(&mut lab.0, &peers)?;
-        let node = lab.0.node("n1")?;
-        damage(node, &mut random)?;
-        let context = || format!("round {round} of seed {seed}");
-        slowest = slowest.max(converge(node, &peers).with_context(context)?);
-        // The looks that the last changes cause have to find nothing.
-        wait::until_true("silence", || {
-            let before = writes(node)?;
-            std::thread::sleep(Duration::from_millis(100));
-            Ok(writes(node)? == before)
-        })
-        .with_context(context)?;
-        ensure!(held(node)? == wanted(&peers), "{}: it was given up again", context());
-    }
-    notes.took(&format!("slowest of {ROUNDS} random states"), slowest);
-    Ok(())
-}
-
-fn damage(node: &Node, random: &mut fastrand::Rng) -> Result<()> {
-    for _ in 0..random.usize(0..6) {
-        let number = random.u8(1..60);
-        let gateway = format!("10.100.{number}.0");
-        let batch = match random.u8(0..9) {
-            0 => "link del flannel.1".into(),
-            1 => "link set flannel.1 down".into(),
-            2 => "address flush dev flannel.1".into(),
-            3 => "link set flannel.1 address 02:11:22:33:44:55".into(),
-            4 => format!("route del {gateway}/24"),
-            5 => format!("route replace {gateway}/24 via {gateway} dev flannel.1 onlink"),
-            6 => format!("neigh replace {gateway} lladdr 02:11:22:33:44:55 dev flannel.1 nud permanent"),
-            7 => "route flush dev flannel.1".into(),
-            _ => format!("neigh del {gateway} dev flannel.1"),
-        };
-        // What is not there cannot be damaged.
-        let _ = node.ns().ip(&batch);
-    }
-    Ok(())
 }
 
 fn crowd() -> Vec<NodeManifest> {

@@ -11,12 +11,21 @@ use crate::adapter::file;
 use crate::lease::ByFamily;
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::reconcile::Pass;
+use crate::telemetry::metrics::PASSES;
 
 impl State {
     /// Takes in what a pass over the kernel did. `true` when the kernel holds everything for the first time.
     pub(super) fn passed(&self, pass: &Pass) -> bool {
         self.log_steps(pass);
         self.metrics.kernel_writes.inc_by(pass.tried as u64);
+        let [quiet, changed, failed] = PASSES;
+        let result = match pass.tried {
+            _ if !pass.converged() => failed,
+            0 => quiet,
+            tried if tried == pass.done.len() => changed,
+            _ => failed,
+        };
+        self.metrics.kernel_passes.with_label_values(&[result]).inc();
         if pass.repair {
             pass.objects()
                 .for_each(|object| self.metrics.repairs.with_label_values(&[object.as_str()]).inc());

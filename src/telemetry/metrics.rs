@@ -18,6 +18,12 @@ use crate::dataplane::{BATCH_BOUNDS, Lanes, Shared};
 use crate::plan::Object;
 use crate::plan::firewall::guard;
 
+/// What a look at the kernel led to: nothing, changes, or changes of which one failed.
+pub const PASSES: [&str; 3] = ["quiet", "changed", "failed"];
+
+/// The one thing that is repaired and is no object of the kernel's.
+pub const SUBNET_ENV: &str = "subnet_env";
+
 /// Metrics that the control plane keeps, and the registry that also reads the data path's counters.
 #[derive(Debug)]
 pub struct Metrics {
@@ -52,6 +58,8 @@ pub struct Metrics {
     pub kernel_warnings: IntGauge,
     /// How long a look at the kernel and what it led to took.
     pub kernel_pass: Histogram,
+    /// Looks at the kernel, by what they led to: see [`PASSES`].
+    pub kernel_passes: IntCounterVec,
     /// Steps toward the kernel that were tried.
     pub kernel_writes: IntCounter,
     /// Steps toward the kernel that failed.
@@ -165,6 +173,13 @@ impl Metrics {
                 )
                 .buckets(seconds.to_vec()),
             )?,
+            kernel_passes: IntCounterVec::new(
+                Opts::new(
+                    "loden_kernel_passes_total",
+                    "Looks at the kernel: quiet ones found everything in place, the others tried to change it",
+                ),
+                &["result"],
+            )?,
             kernel_writes: IntCounter::new(
                 "loden_kernel_writes_total",
                 "Steps toward the kernel that were tried; as long as nothing changes there are none",
@@ -199,6 +214,10 @@ impl Metrics {
         for object in Object::ALL {
             metrics.repairs.with_label_values(&[object.as_str()]);
         }
+        metrics.repairs.with_label_values(&[SUBNET_ENV]);
+        for result in PASSES {
+            metrics.kernel_passes.with_label_values(&[result]);
+        }
         for change in ["added", "removed", "changed"] {
             metrics.lease_changes.with_label_values(&[change]);
         }
@@ -217,6 +236,7 @@ impl Metrics {
         registry.register(Box::new(metrics.failing_peers.clone()))?;
         registry.register(Box::new(metrics.kernel_warnings.clone()))?;
         registry.register(Box::new(metrics.kernel_pass.clone()))?;
+        registry.register(Box::new(metrics.kernel_passes.clone()))?;
         registry.register(Box::new(metrics.kernel_writes.clone()))?;
         registry.register(Box::new(metrics.kernel_errors.clone()))?;
         registry.register(Box::new(metrics.checksum_offload_off.clone()))?;

@@ -26,11 +26,14 @@ pub use self::vxlan::{kernel_has_vxlan, remove_vxlan};
 use super::firewall::Firewall;
 use super::tun::{TunDevice, TunOptions};
 use super::{ethtool, sysctl};
-use crate::plan::{Device, LinkChange, LinkKind, LinkSpec, Observed, Op, Watched};
+use crate::plan::{Device, LinkChange, LinkKind, LinkSpec, LinkState, Observed, Op, Watched};
 use crate::ports::{Kernel, KernelError};
 
 /// Events come in bursts (a device that goes down takes its routes along); one look afterwards is enough.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// How often settings are looked at of which the kernel tells nobody.
+const SETTINGS: Duration = Duration::from_secs(2);
 
 /// The tunnel device that this process holds, where the data path is ours; the data path has clones of it.
 pub struct TunSlot {
@@ -52,6 +55,8 @@ pub struct LinuxKernel {
     tun: Option<TunSlot>,
     watched: Option<Watched>,
     indices: Indices,
+    /// Whether each device of ours took router advertisements when it was last looked at.
+    accepted_ra: Vec<(String, Option<bool>)>,
 }
 
 impl LinuxKernel {
@@ -66,6 +71,7 @@ impl LinuxKernel {
             tun,
             watched: None,
             indices: Indices::new(),
+            accepted_ra: Vec::new(),
         })
     }
 
@@ -73,6 +79,10 @@ impl LinuxKernel {
         let held = self.tun.as_ref().map(|tun| tun.device.as_ref().map(TunDevice::index));
         let (mut observed, indices) = look::look(&mut self.rtnl, watched, held).await?;
         self.indices = indices;
+        let setting =
+            |(device, state): (&Device, &LinkState)| (watched.name(*device).to_owned(), state.accepts_ra);
+        let ours = observed.links.iter().filter(|(device, _)| **device != Device::External);
+        self.accepted_ra = ours.map(setting).collect();
         observed.firewall = self.firewall.observe().await?;
         Ok(observed)
     }
@@ -158,8 +168,14 @@ impl Kernel for LinuxKernel {
             |op: &Op, cause: String| KernelError { doing: op.describe(&watched), cause, remedy: None };
         match self.rtnl.write(requests).await {
             Ok(answers) => {
-                for (&place, answer) in places.iter().zip(answers) {
+                for (&place, mut answer) in places.iter().zip(answers) {
                     let op = &ops[place];
+                    if let Err(refusal) = &answer
+                        && let Some(detour) = write::detour(op, refusal, &self.indices, &watched.alias)
+                        && let Ok(mut answers) = self.rtnl.write(detour.into()).await
+                    {
+                        answer = answers.pop().unwrap_or(answer);
+                    }
                     outcomes[place] = Some(answer.or_else(|refusal| write::judge(op, &refusal, &watched)));
                 }
             }
@@ -188,6 +204,7 @@ impl Kernel for LinuxKernel {
             };
             tokio::select! {
                 () = self.firewall.changed() => break,
+                () = settings_changed(&self.accepted_ra) => break,
                 () = self.events.changed(self.watched.as_ref(), &self.indices) => break,
                 Some(index) = failed => {
                     let slot = self.tun.as_mut();
@@ -199,6 +216,16 @@ impl Kernel for LinuxKernel {
             }
         }
         tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Waits until a device takes router advertisements that took none, or the other way round.
+async fn settings_changed(seen: &[(String, Option<bool>)]) {
+    loop {
+        tokio::time::sleep(SETTINGS).await;
+        if seen.iter().any(|(device, accepted)| sysctl::accepts_ra(device) != *accepted) {
+            return;
+        }
     }
 }
 

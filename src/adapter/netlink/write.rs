@@ -66,6 +66,22 @@ pub(super) fn request(op: &Op, indices: &Indices, alias: &str) -> Option<Request
     })
 }
 
+/// The two requests that get an IPv6 route in after the kernel has refused it. It takes no gateway that is said to be on
+/// a device's link while that address is routed by another device (`ip6_route_check_nh_onlink`), and a VTEP's address is
+/// in the very prefix that is to be routed. So the prefix first leads to the device itself.
+pub(super) fn detour(op: &Op, refusal: &Refusal, indices: &Indices, alias: &str) -> Option<[Request; 2]> {
+    let &Op::PutRoute { key, route, peer, .. } = op else { return None };
+    let Hop::Gateway { device, onlink: true, .. } = route.hop else { return None };
+    if key.to.is_ipv4() || refusal.errno != Errno::EINVAL {
+        return None;
+    }
+    let put = |hop| {
+        let op = Op::PutRoute { key, route: Route { hop, ..route }, replace: true, peer };
+        request(&op, indices, alias)
+    };
+    Some([put(Hop::Device(device))?, put(route.hop)?])
+}
+
 /// With the attributes that flannel gives its device, so that either takes over the other's as it is.
 fn new_vxlan(name: &str, mtu: u32, mac: MacAddr, vxlan: &Vxlan) -> LinkMessage {
     let mut data = vec![
