@@ -1,10 +1,7 @@
 //! A kernel backend from start to start: what a crash, an upgrade, a stopped time and another backend leave behind.
 
-#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
-
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::kernel_state;
@@ -30,7 +27,6 @@ fn main() -> ExitCode {
         .check("a node made by hand as flannel makes it takes part", |(), _| by_hand())
         .check("DirectRouting: neighbours get plain routes, others the tunnel", |(), _| direct_routing())
         .check("host-gw: a peer that cannot be reached delays nobody", |(), notes| unreachable_peer(notes))
-        .check("every backend clears away what the last one made", |(), _| switches())
         .check("the blackhole route is there while it is wanted", |(), _| blackhole())
         .main()
 }
@@ -43,12 +39,6 @@ fn connected(cluster: &Cluster) -> Result<()> {
     let (here, there) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
     reach::check(Source::Pod(here), there)?;
     reach::check(Source::Pod(there), here)
-}
-
-fn restart(cluster: &mut Cluster, name: &str, signal: Signal) -> Result<Duration> {
-    cluster.node_mut(name)?.stop_daemon(signal)?;
-    cluster.start_daemon(name)?;
-    cluster.node_mut(name)?.daemon_mut()?.wait_ready()
 }
 
 fn stale(backend: &str, notes: &Notes) -> Result<()> {
@@ -267,40 +257,6 @@ fn unreachable_peer(notes: &Notes) -> Result<()> {
         Ok(kernel_state::of(node, "flannel.1")?.contains("10.244.60.0"))
     })?;
     wait::until_true("ready", || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready"))?;
-    Ok(())
-}
-
-fn switches() -> Result<()> {
-    let mut cluster = cluster(VXLAN)?;
-    let udp = r#"{"Type": "udp"}"#;
-    for (backend, device, routes) in [
-        (HOST_GW, None, 2),
-        (VXLAN, Some("flannel.1"), 2),
-        (udp, Some("flannel0"), 1),
-        (HOST_GW, None, 2),
-        (udp, Some("flannel0"), 1),
-    ] {
-        let mut manifests = cluster.manifests();
-        if backend != VXLAN {
-            manifests.iter_mut().for_each(|node| node.annotations.clear());
-        }
-        cluster.publish_only(&manifests)?;
-        let conf = format!(r#"{{"Network": "10.244.0.0/16", "Backend": {backend}}}"#);
-        std::fs::write(cluster.dir().join("net-conf.json"), conf)?;
-        for name in ["n1", "n2", "n3"] {
-            restart(&mut cluster, name, Signal::SIGTERM)?;
-        }
-        connected(&cluster).with_context(|| format!("with {backend}"))?;
-        let node = cluster.node("n1")?;
-        for name in ["flannel.1", "flannel0"] {
-            ensure!(
-                node.link(name)?.is_some() == (device == Some(name)),
-                "{backend}: {name} is there or not"
-            );
-        }
-        let ours = node.ns().ip_show("route show proto 76")?;
-        ensure!(ours.lines().count() == routes, "{backend}:\n{ours}");
-    }
     Ok(())
 }
 

@@ -87,7 +87,7 @@ impl Intent {
         [Family::V4, Family::V6].into_iter().filter(carried)
     }
 
-    /// Marks devices of ours. Two daemons of one host, for two networks, leave each other's alone.
+    /// Marks devices of ours: see [`Watched::marks`].
     pub(super) fn alias(&self) -> String {
         let networks: Vec<String> = self.networks.iter().map(Prefix::to_string).collect();
         format!("{ALIAS}pods of {}", networks.join(", "))

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use encap::{MacAddr, Prefix};
 
 use super::firewall::FirewallState;
-use super::{Device, HostFacts, LinkState, Route, RouteKey};
+use super::{ALIAS, Device, HostFacts, LinkState, Route, RouteKey};
 
 /// Which kernel objects to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,15 @@ pub struct Watched {
 }
 
 impl Watched {
+    /// Whether an alias is that of a daemon for any of our networks: of this one, or of one before it that carried
+    /// another family too. Two daemons of one host, for two networks, leave each other's devices alone.
+    pub fn marks(&self, alias: &str) -> bool {
+        let theirs =
+            alias.strip_prefix(ALIAS).and_then(|rest| rest.strip_prefix("pods of ")).unwrap_or_default();
+        let mut theirs = theirs.split(", ").filter_map(|network| network.parse::<Prefix>().ok());
+        theirs.any(|theirs| self.networks.iter().any(|ours| ours.covers(&theirs) || theirs.covers(ours)))
+    }
+
     /// A device's name, for people.
     pub fn name(&self, device: Device) -> &str {
         match device {
@@ -53,4 +62,25 @@ pub struct Observed {
     pub host: HostFacts,
     /// Traffic rules, ours and what others have put in their way.
     pub firewall: FirewallState,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::plan::sample_intent;
+
+    #[test]
+    fn devices_are_known_by_a_network_that_both_have() {
+        let watched = sample_intent().watched();
+        assert!(watched.marks(&watched.alias));
+        for (alias, ours) in [
+            ("loden: pods of 10.244.0.0/16, fd00:10:244::/48", true),
+            ("loden: pods of 10.0.0.0/8", true),
+            ("loden: pods of 10.245.0.0/16", false),
+            ("loden: pods of ", false),
+            ("pods of 10.244.0.0/16", false),
+            ("", false),
+        ] {
+            assert_eq!(watched.marks(alias), ours, "{alias}");
+        }
+    }
 }

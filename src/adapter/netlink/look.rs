@@ -50,7 +50,7 @@ async fn links(
         }
         observed.links.extend(state.map(|state| (*device, state)));
     }
-    observed.leftovers = read::aliased(rtnl, |alias| alias == watched.alias).await?;
+    observed.leftovers = read::aliased(rtnl, |alias| watched.marks(alias)).await?;
     observed.leftovers.retain(|name| !watched.tunnels.values().any(|ours| ours == name));
     Ok(())
 }
