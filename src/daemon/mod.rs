@@ -14,6 +14,7 @@ mod pods;
 mod roaming;
 mod serve;
 mod state;
+mod subnet_file;
 mod vxlan_mode;
 
 use std::convert::Infallible;
@@ -206,6 +207,7 @@ async fn work(state: &Rc<State>, mut leases: impl LeaseSource + 'static) -> Resu
             _ = fold.tick() => {
                 serve::fold(state);
                 doors.read(state);
+                state.keep_subnet_env();
                 if let Some(forwarding) = &mut forwarding {
                     forwarding.read_gauges(state).await;
                 }
