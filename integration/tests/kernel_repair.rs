@@ -11,11 +11,15 @@ use anyhow::{Result, ensure};
 use integration::kernel_state;
 use integration::probe::reach::{self, Source};
 use integration::suite::{Notes, Setup, Suite};
-use integration::topology::{Cluster, Node};
+use integration::topology::{Cluster, Families, Node};
 use integration::wait;
 use nix::sys::signal::Signal;
 
 const DEVICE: &str = "flannel.1";
+
+/// With what a network manager puts back: the kernel takes routes and IPv6 addresses away from a link that is down.
+const UNDERLAY_FLAP: &str = "link set eth0 down\nlink set eth0 up\n\
+    route replace default via 192.168.77.254\naddress add fd00:77::1/64 dev eth0 nodad";
 
 fn main() -> ExitCode {
     Suite::<Lab>::new()
@@ -92,11 +96,55 @@ fn main() -> ExitCode {
                 ["add", "02:11:22:33:44:55", "dev", DEVICE, "dst", "192.168.77.9", "self", "permanent"];
             lab.vxlan.heals_bridge(notes, &stale)
         })
+        .check("vxlan: the IPv6 device is deleted", |lab, notes| {
+            lab.vxlan.heals(notes, "link", "link del flannel-v6.1")
+        })
+        .check("vxlan: the IPv6 device is set down", |lab, notes| {
+            lab.vxlan.heals(notes, "link", "link set flannel-v6.1 down")
+        })
+        .check("vxlan: the IPv6 device's addresses are flushed", |lab, notes| {
+            lab.vxlan.heals(notes, "address", "address flush dev flannel-v6.1 scope global")
+        })
+        .check("vxlan: a peer's IPv6 route is deleted", |lab, notes| {
+            lab.vxlan.heals(notes, "route", "route del fd00:10:244:2::/64")
+        })
+        .check("vxlan: a peer's IPv6 route leads elsewhere", |lab, notes| {
+            lab.vxlan.heals(notes, "route", "route replace fd00:10:244:2::/64 via fd00:77::fe dev eth0")
+        })
+        .check("vxlan: a peer's IPv6 neighbour entry is deleted", |lab, notes| {
+            lab.vxlan.heals(notes, "neighbour", "neigh del fd00:10:244:2:: dev flannel-v6.1")
+        })
+        .check("vxlan: a peer's IPv6 neighbour entry is wrong", |lab, notes| {
+            let wrong =
+                "neigh replace fd00:10:244:2:: lladdr 02:11:22:33:44:55 dev flannel-v6.1 nud permanent";
+            lab.vxlan.heals(notes, "neighbour", wrong)
+        })
+        .check("vxlan: a peer's IPv6 forwarding entry is deleted", |lab, notes| {
+            let mac = lab.vxlan.0.node("n2")?.vtep_mac();
+            lab.vxlan.heals_bridge(notes, &["del", &mac, "dev", "flannel-v6.1", "dst", "fd00:77::2"])
+        })
+        .check("vxlan: router advertisements are let in", |lab, notes| {
+            lab.vxlan.broken(notes, Some("sysctl"), |node| {
+                node.ns().sysctl("net/ipv6/conf/flannel.1/accept_ra", "1")
+            })
+        })
+        .check("vxlan: chains of traffic rules are flushed", |lab, notes| {
+            lab.vxlan.heals_rules(notes, "flush chain ip nat FLANNEL-POSTRTG")
+        })
+        .check("vxlan: chains of IPv6 traffic rules are flushed", |lab, notes| {
+            lab.vxlan.heals_rules(notes, "flush chain ip6 filter FLANNEL-FWD")
+        })
+        .check("vxlan: the jump to our chain is gone", |lab, notes| {
+            lab.vxlan.heals_rules(notes, "flush chain ip filter FORWARD")
+        })
+        .check("vxlan: the table of the doors is deleted", |lab, notes| {
+            lab.vxlan.heals_rules(notes, "delete table inet loden")
+        })
+        .check("vxlan: a set of the doors is flushed", |lab, notes| {
+            lab.vxlan.heals_rules(notes, "flush set inet loden pairs66")
+        })
         .check("vxlan: the underlay goes down and up", |lab, notes| {
-            lab.vxlan.heals_quietly(
-                notes,
-                "link set eth0 down\nlink set eth0 up\nroute replace default via 192.168.77.254",
-            )
+            lab.vxlan.heals_quietly(notes, UNDERLAY_FLAP)
         })
         .check("vxlan: the underlay's interface is removed and made anew", |lab, notes| {
             lab.vxlan.new_underlay(notes)
@@ -114,12 +162,27 @@ fn main() -> ExitCode {
         .check("host-gw: a peer's route leads elsewhere", |lab, notes| {
             lab.host_gw.heals(notes, "route", "route replace 10.244.2.0/24 via 192.168.77.254")
         })
+        .check("host-gw: a peer's IPv6 route is deleted", |lab, notes| {
+            lab.host_gw.heals(notes, "route", "route del fd00:10:244:2::/64")
+        })
+        .check("host-gw: a peer's IPv6 route leads elsewhere", |lab, notes| {
+            lab.host_gw.heals(notes, "route", "route replace fd00:10:244:2::/64 via fd00:77::fe dev eth0")
+        })
+        .check("host-gw: all routes are flushed", |lab, notes| {
+            lab.host_gw.heals(
+                notes,
+                "route",
+                "route flush proto 76\nroute del fd00:10:244:2::/64\nroute del fd00:10:244:3::/64",
+            )
+        })
+        .check("host-gw: chains of traffic rules are flushed", |lab, notes| {
+            lab.host_gw.heals_rules(notes, "flush chain ip nat FLANNEL-POSTRTG")
+        })
         .check("host-gw: a route of ours to a node that is gone", |lab, notes| {
             lab.host_gw.heals(notes, "route", "route add 10.244.9.0/24 via 192.168.77.3 proto 76")
         })
         .check("host-gw: the underlay goes down and up", |lab, notes| {
-            let flap = "link set eth0 down\nlink set eth0 up\nroute replace default via 192.168.77.254";
-            lab.host_gw.heals_quietly(notes, flap)
+            lab.host_gw.heals_quietly(notes, UNDERLAY_FLAP)
         })
         .main()
 }
@@ -134,13 +197,23 @@ struct Backend(Cluster);
 
 impl Setup for Lab {
     fn build() -> Result<Self> {
-        let start = |backend: &str| Cluster::builder().pods_per_node(1).backend(backend).start().map(Backend);
+        let start = |backend: &str| {
+            let builder = Cluster::builder().pods_per_node(1).families(Families::Dual);
+            builder.backend(backend).start().map(Backend)
+        };
         Ok(Self { vxlan: start(r#"{"Type": "vxlan"}"#)?, host_gw: start(r#"{"Type": "host-gw"}"#)? })
     }
 
     fn explain(&self) -> String {
         format!("vxlan\n{}\nhost-gw\n{}", self.vxlan.0.logs(), self.host_gw.0.logs())
     }
+}
+
+/// What the kernel holds on n1: devices of both families and what is on them, and whether all rules are in force.
+fn everything(node: &Node) -> Result<String> {
+    let state = format!("{}\n{}", kernel_state::of(node, DEVICE)?, kernel_state::of(node, "flannel-v6.1")?);
+    let rules = node.flanneld(&["verify"])?.output()?.status;
+    Ok(format!("{state}\nverified: {rules}"))
 }
 
 impl Backend {
@@ -156,7 +229,16 @@ impl Backend {
         })
     }
 
-    /// The same where the kernel may have nothing for us to repair.
+    /// Breaks something with `nft`, of whose work the text has to be as it was.
+    fn heals_rules(&self, notes: &Notes, ruleset: &str) -> Result<()> {
+        let node = self.0.node("n1")?;
+        let rules = || node.ns().command("nft").args(["--stateless", "list", "ruleset"]).run();
+        let before = rules()?;
+        self.broken(notes, Some("firewall"), |node| node.ns().nft(ruleset))?;
+        wait::until_true("the rules are as they were", || Ok(rules()? == before)).map(drop)
+    }
+
+    /// The same as [`Backend::heals`] where the kernel may have nothing for us to repair.
     fn heals_quietly(&self, notes: &Notes, batch: &str) -> Result<()> {
         self.broken(notes, None, |node| node.ns().ip(batch))
     }
@@ -168,7 +250,7 @@ impl Backend {
         change: impl FnOnce(&Node) -> Result<()>,
     ) -> Result<()> {
         let node = self.0.node("n1")?;
-        let state = || kernel_state::of(node, DEVICE);
+        let state = || everything(node);
         let repairs = |object: &str| {
             Ok::<_, anyhow::Error>(
                 node.daemon()?.metrics()?.sum("loden_repairs_total", &[("object", object)]),
@@ -310,13 +392,13 @@ fn silence(lab: &mut Lab, _: &Notes) -> Result<()> {
 
 fn underlay_mtu(lab: &mut Lab, notes: &Notes) -> Result<()> {
     let node = lab.vxlan.0.node("n1")?;
-    for (underlay, tunnel) in [(1400, 1350), (1500, 1450)] {
+    for (underlay, tunnel, pods) in [(1400, 1350, 1330), (1500, 1450, 1430)] {
         node.ns().ip(&format!("link set eth0 mtu {underlay}"))?;
         let followed =
             || Ok(node.link(DEVICE)?.is_some_and(|link| link.contains(&format!(" mtu {tunnel} "))));
         let took = wait::until_true(&format!("the tunnel has an MTU of {tunnel}"), followed)?;
         notes.took(&format!("underlay MTU {underlay} followed after"), took);
-        wait::until_true("subnet.env says so", || Ok(node.subnet_env("FLANNEL_MTU")? == tunnel.to_string()))?;
+        wait::until_true("subnet.env says so", || Ok(node.subnet_env("FLANNEL_MTU")? == pods.to_string()))?;
         lab.vxlan.connected()?;
     }
     Ok(())
