@@ -15,7 +15,7 @@ LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CA
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup machinery demo scale cluster-machinery cluster-check cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-net soak cover image install cleanup clean
+.PHONY: help setup machinery demo scale cluster-machinery cluster-check cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-kernel bench-net soak cover image install cleanup clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +94,11 @@ lint: ## formatting, clippy and documentation, warnings are errors
 
 bench: setup ## nanoseconds per packet and per lookup
 	$(CARGO) bench -p loden
+
+bench-kernel: setup ## five thousand peers programmed, one change, one missing entry: a table, JSON in target/bench-kernel; LODEN_PEERS
+	$(CARGO) bench -p loden --bench kernel --no-run
+	@mkdir -p $(TARGET)/bench-kernel
+	$(CARGO) bench -p loden --bench kernel --config 'target."cfg(all())".runner = "$(SUDO) env LODEN_BENCH_JSON=$(abspath $(TARGET))/bench-kernel/kernel.json $(if $(LODEN_PEERS),LODEN_PEERS=$(LODEN_PEERS))"'
 
 bench-net: setup ## real daemons beside kernel VXLAN and no overlay: a table, JSON and SVG in target/bench-net; QUICK=1 takes two minutes
 	$(CARGO) build --release -p loden --bin flanneld -p integration --bin bench-net
