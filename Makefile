@@ -53,7 +53,7 @@ cluster-down: ## remove the cluster, whatever state it is in
 
 e2e conformance: cluster-machinery
 	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
-	@$(CLUSTER) up $(UP) && $(CLUSTER) $@ $(ARGS); result=$$?; $(CLUSTER) down; exit $$result
+	@$(CLUSTER) up $(UP) && { $(CLUSTER) $@ $(ARGS); result=$$?; $(CLUSTER) down; exit $$result; }
 
 e2e: ## start a cluster, prove row by row that its network works, remove it; takes UP like cluster, ARGS='--only DNS'
 conformance: ## start a cluster, run upstream's own network conformance tests, remove it; takes UP like cluster, ARGS='--focus NoSNAT'
