@@ -277,16 +277,34 @@ fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
     Ok(())
 }
 
-/// Datagrams at half the rate that was found to arrive.
+/// Datagrams at half the rate that was found to arrive. A machine that stands still for a moment loses what comes
+/// meanwhile, whoever carries it; a path that is too slow loses in every second.
 fn half(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    const CLEAN: usize = 4;
     let [a, b] = ends(&lab.cluster)?;
     for size in [64, 1400] {
         let most = load::blast(a, b, size, Duration::from_millis(500))?;
-        let paced = load::paced(a, b, size, most.arrived / 2.0, Duration::from_secs(2))?;
-        ensure!(paced.lost() == 0, "{} of {} lost at {:.0} per second", paced.lost(), paced.sent, paced.rate);
+        let (mut clean, mut disturbed) = (0, 0);
+        while clean < CLEAN {
+            let paced = load::paced(a, b, size, most.arrived / 2.0, Duration::from_millis(500))?;
+            if paced.lost() == 0 {
+                clean += 1;
+                continue;
+            }
+            disturbed += 1;
+            ensure!(
+                disturbed < 5 * CLEAN,
+                "{disturbed} rounds of half a second lost something and {clean} did not; {} of {} in the last one, \
+                 at {:.0} per second",
+                paced.lost(),
+                paced.sent,
+                paced.rate
+            );
+        }
         notes.add(format!(
-            "{size} bytes: {:.0} per second arrive at most, and all of {} at {:.0}",
-            most.arrived, paced.sent, paced.rate
+            "{size} bytes: {:.0} per second arrive at most; half of that arrived whole in {clean} of {} rounds",
+            most.arrived,
+            clean + disturbed
         ));
     }
     Ok(())
