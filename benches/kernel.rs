@@ -156,6 +156,7 @@ impl Bench {
             external_name: "eth0".into(),
             local: ByFamily { v4: Some(Ipv4Addr::new(172, 20, 255, 254).into()), v6: None },
             networks,
+            former: Vec::new(),
             own_prefixes: own,
             tx_checksum: None,
             vtep: ByFamily { v4: vtep, v6: vtep },

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 const VXLAN: &str = r#"{"Type": "vxlan"}"#;
 const HOST_GW: &str = r#"{"Type": "host-gw"}"#;
 const UDP: &str = r#"{"Type": "udp"}"#;
+const DIRECT: &str = r#"{"Type": "vxlan", "DirectRouting": true}"#;
 
 /// Who keeps the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
             "A3.13 switches leave nothing of the last backend or rules, and what is not ours stays",
             |(), notes| switches(notes),
         )
-        .check("a family that is disabled leaves no device", |(), _| without_v6())
+        .check("a family that is disabled leaves nothing", |(), _| one_family())
         .check("A3.13 uninstalling leaves nothing of ours, whatever ran last", |(), notes| uninstall(notes))
         .main()
 }
@@ -217,35 +218,51 @@ fn switch(cluster: &mut Cluster, backend: &str, rules: Rules) -> Result<()> {
         }
     }
     cluster.publish_only(&manifests)?;
-    configure(cluster, backend, rules, true)?;
+    configure(cluster, backend, rules, Families::Dual)?;
     cluster.start_daemons()?;
     cluster.attach_pods()
 }
 
-fn configure(cluster: &Cluster, backend: &str, rules: Rules, v6: bool) -> Result<()> {
-    let nftables = rules == Rules::Nftables;
+fn configure(cluster: &Cluster, backend: &str, rules: Rules, families: Families) -> Result<()> {
+    let (v4, v6, nftables) = (families.v4(), families.v6(), rules == Rules::Nftables);
     let conf = format!(
-        r#"{{"Network": "{NETWORK}", "EnableIPv6": {v6}, "IPv6Network": "{NETWORK6}", "EnableNFTables": {nftables},
-            "Backend": {backend}}}"#
+        r#"{{"EnableIPv4": {v4}, "Network": "{NETWORK}", "EnableIPv6": {v6}, "IPv6Network": "{NETWORK6}",
+            "EnableNFTables": {nftables}, "Backend": {backend}}}"#
     );
     Ok(std::fs::write(cluster.dir().join("net-conf.json"), conf)?)
 }
 
-/// What carried IPv6 goes when the family is disabled.
-fn without_v6() -> Result<()> {
-    for backend in [VXLAN, UDP] {
-        let mut cluster = cluster()?;
-        switch(&mut cluster, VXLAN, Rules::Iptables)?;
-        let before = split(cluster.node("n1")?)?.1;
-        cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
-        configure(&cluster, backend, Rules::Iptables, false)?;
+/// What carried a family goes when that is disabled, with the backend that carried it or another.
+fn one_family() -> Result<()> {
+    const SIGNS4: [&str; 4] = ["flannel.1 ", "10.244.2.", "10.244.1.0/32", "table ip flannel"];
+    const SIGNS6: [&str; 4] = ["flannel-v6.1", "fd00:10:244:2:", "blackhole fd00", "table ip6 flannel"];
+    let cases = [(VXLAN, VXLAN), (VXLAN, UDP), (DIRECT, DIRECT), (HOST_GW, HOST_GW), (HOST_GW, VXLAN)];
+    let mut cluster = cluster()?;
+    switch(&mut cluster, VXLAN, Rules::Iptables)?;
+    let before = split(cluster.node("n1")?)?.1;
+    for (number, (carried, backend)) in cases.into_iter().enumerate() {
+        // UDP has one device for both families, so the first case alone has another family left.
+        let (left, gone) = if number == 0 { (Families::V6, SIGNS4) } else { (Families::V4, SIGNS6) };
+        let rules = if number % 2 == 0 { Rules::Iptables } else { Rules::Nftables };
+        let context = || format!("{carried}, then {backend} with {left:?} only, {rules:?}");
+        switch(&mut cluster, carried, rules).with_context(context)?;
+        let node = cluster.node_mut("n1")?;
+        node.stop_daemon(Signal::SIGTERM)?;
+        let has = |node: &Node| -> Result<String> {
+            let lines = split(node)?.0;
+            let lines = lines.iter().filter(|line| gone.iter().any(|sign| line.contains(sign)));
+            Ok(lines.fold(String::new(), |text, line| text + line + "\n"))
+        };
+        ensure!(!has(node)?.is_empty(), "{}: there was nothing before", context());
+        configure(&cluster, backend, rules, left)?;
         cluster.start_daemon("n1")?;
         cluster.node_mut("n1")?.daemon_mut()?.wait_ready()?;
-        let (ours, others) = split(cluster.node("n1")?)?;
-        ensure!(!ours.iter().any(|line| line.contains("flannel-v6.1")), "{}", ours.join("\n"));
-        let has = |device: &str| ours.iter().any(|line| line.starts_with(&format!("link: {device} ")));
-        ensure!(has("flannel.1") == (backend == VXLAN), "{}", ours.join("\n"));
-        same(&before, &others)?;
+        let node = cluster.node("n1")?;
+        let remains = has(node)?;
+        ensure!(remains.is_empty(), "{}: left behind:\n{remains}", context());
+        let save = if left == Families::V4 { "ip6tables-nft-save" } else { "iptables-nft-save" };
+        ensure!(!node.iptables_save(save)?.contains("FLANNEL"), "{}: chains are left", context());
+        same(&before, &split(node)?.1).with_context(context)?;
     }
     Ok(())
 }

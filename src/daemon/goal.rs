@@ -65,6 +65,7 @@ impl State {
             external_name: external.name.clone(),
             local: ByFamily { v4: external.addr.map(IpAddr::V4), v6: external.addr6.map(IpAddr::V6) },
             networks: self.conf.networks(),
+            former: self.former.clone(),
             own_prefixes: own.clone(),
             tx_checksum: self.tx_checksum.get(),
             vtep: self.vtep.get(),

@@ -11,6 +11,7 @@ use encap::{MacAddr, PeerId, Prefix, SourceCheck};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use super::subnet_file::former_networks;
 use crate::adapter::firewall::Look;
 use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
@@ -80,6 +81,8 @@ pub(super) struct State {
     /// Refusals and mismatches that were logged, so that each is logged once.
     complaints: RefCell<BTreeSet<String>>,
     pub(super) subnet_env: RefCell<Option<String>>,
+    /// Networks that the daemon before this one had and we do not.
+    pub(super) former: Vec<Prefix>,
 }
 
 /// What the index knows and nothing else does yet.
@@ -151,6 +154,7 @@ impl State {
             failing: RefCell::default(),
             complaints: RefCell::default(),
             subnet_env: RefCell::default(),
+            former: former_networks(&args.subnet_file, &conf.networks()),
             node,
             source,
             args,

@@ -1,13 +1,26 @@
-//! subnet.env while the daemon runs: whoever removes or edits it, CNI plugins find what is in force.
+//! subnet.env while the daemon runs: whoever removes or edits it, CNI plugins find what is in force. Before, it says
+//! which networks there were.
 
+use std::path::Path;
+
+use encap::Prefix;
 use tracing::warn;
 
 use super::state::State;
 use crate::adapter::file;
+use crate::lease::subnet_env::SubnetEnv;
 use crate::telemetry::metrics::SUBNET_ENV;
 
 /// More than ours ever is.
 const LIMIT: u64 = 1 << 16;
+
+/// The networks that a subnet.env names and that are not among `networks`: what the last daemon made for them is left
+/// over. Where the file is gone, or is none, nothing is known of them.
+pub(super) fn former_networks(path: &Path, networks: &[Prefix]) -> Vec<Prefix> {
+    let env = file::read(path, LIMIT).ok().and_then(|text| SubnetEnv::parse(&text).ok()).unwrap_or_default();
+    let named = [env.v4, env.v6].into_iter().flatten().map(|subnet| subnet.network);
+    named.filter(|former| !networks.iter().any(|network| network.covers(former))).collect()
+}
 
 impl State {
     /// Puts the file back as it was written last, if it is not like that any more.
@@ -26,5 +39,34 @@ impl State {
             }
             Err(error) => self.health.borrow_mut().subnet_file_trouble = Some(format!("{error:#}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_that_are_no_more_are_read_from_what_the_last_daemon_wrote() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("subnet.env");
+        let networks = |text: &str| text.split(' ').map(|net| net.parse().unwrap()).collect::<Vec<Prefix>>();
+        let now = networks("10.244.0.0/16");
+        assert_eq!(former_networks(&path, &now), []);
+        let v4 = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n";
+        let v6 = "FLANNEL_IPV6_NETWORK=fd00:10:244::/56\nFLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64\n";
+        let mtu = "FLANNEL_MTU=1450\n";
+        for (text, former) in [
+            (format!("{v4}{v6}{mtu}"), networks("fd00:10:244::/56")),
+            (format!("{v4}{mtu}"), Vec::new()),
+            (format!("{v4}{v6}"), Vec::new()),
+            (format!("{v6}{mtu}"), networks("fd00:10:244::/56")),
+        ] {
+            file::replace(&path, &text).unwrap();
+            assert_eq!(former_networks(&path, &now), former, "{text}");
+        }
+        // Half of it is another network's now.
+        file::replace(&path, &format!("{v4}{mtu}")).unwrap();
+        assert_eq!(former_networks(&path, &networks("10.244.0.0/17")), now);
     }
 }

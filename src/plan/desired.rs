@@ -41,7 +41,7 @@ pub struct Desired {
     pub neighbours: BTreeMap<(Device, IpAddr), Wanted<MacAddr>>,
     /// Nodes of peers' VTEPs.
     pub fdb: BTreeMap<(Device, MacAddr), Wanted<IpAddr>>,
-    /// The cluster networks: what is inside them on a device of ours, and not above, is left over.
+    /// The cluster networks, former ones too: what is inside them on a device of ours, and not above, is left over.
     pub networks: Vec<Prefix>,
     /// Traffic rules.
     pub firewall: Firewall,
@@ -91,7 +91,7 @@ pub fn desired(
             routes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             fdb: BTreeMap::new(),
-            networks: intent.networks.clone(),
+            networks: intent.networks_ever(),
             firewall: intent.firewall.clone(),
         },
     };

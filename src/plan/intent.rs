@@ -30,6 +30,8 @@ pub struct Intent {
     pub local: ByFamily<Option<IpAddr>>,
     /// Cluster networks.
     pub networks: Vec<Prefix>,
+    /// Networks of the daemon before this one that are none any more: a family that was switched off, another network.
+    pub former: Vec<Prefix>,
     /// The node's own pod prefixes.
     pub own_prefixes: Vec<Prefix>,
     /// VXLAN: whether the devices leave checksums to what is below; `None` for whatever they do.
@@ -61,9 +63,14 @@ impl Intent {
             external: self.external,
             external_name: self.external_name.clone(),
             tunnels: self.tunnels(),
-            networks: self.networks.clone(),
+            networks: self.networks_ever(),
             alias: self.alias(),
         }
+    }
+
+    /// The networks in which things may be ours: those that are carried, and those that were.
+    pub(super) fn networks_ever(&self) -> Vec<Prefix> {
+        self.networks.iter().chain(&self.former).copied().collect()
     }
 
     /// Names of our devices.

@@ -17,7 +17,7 @@ pub struct Watched {
     pub external_name: String,
     /// Our devices by name.
     pub tunnels: BTreeMap<Device, String>,
-    /// The cluster networks: routes to parts of them are of interest whoever made them.
+    /// The cluster networks, former ones too: routes to parts of them are of interest whoever made them.
     pub networks: Vec<Prefix>,
     /// The alias that devices of ours carry.
     pub alias: String,

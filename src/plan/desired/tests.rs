@@ -6,7 +6,7 @@ use super::*;
 use crate::config::netconf::{ChecksumOffload, VxlanMode};
 use crate::lease::{ByFamily, LodenCaps};
 use crate::plan::firewall::Manager;
-use crate::plan::{LinkState, Vtep};
+use crate::plan::{LinkState, Vtep, diff};
 
 const V4: Device = Device::Tunnel(Family::V4);
 const V6: Device = Device::Tunnel(Family::V6);
@@ -21,6 +21,7 @@ pub(crate) fn intent() -> Intent {
             v6: Some("fd00:77::1".parse().unwrap()),
         },
         networks: vec!["10.244.0.0/16".parse().unwrap()],
+        former: Vec::new(),
         own_prefixes: vec!["10.244.1.0/24".parse().unwrap()],
         tx_checksum: None,
         vtep: ByFamily::of(|_| Vtep { published: None, derived: mac(1) }),
@@ -261,4 +262,27 @@ fn vxlan_in_user_space_is_one_tun_for_both_families() {
     let alone = Intent { local: ByFamily { v6: None, ..intent.local }, ..intent };
     let error = super::desired(&alone, &bare(1500), None).unwrap_err();
     assert_eq!(error, PlanError::NoAddress { family: Family::V6 });
+}
+
+#[test]
+fn what_carried_a_family_that_is_switched_off_goes_and_another_networks_stays() {
+    let both = dual(Intent { backend: BackendConf::HostGw, blackhole: true, ..vxlan(true) });
+    let mut kernel = bare(1500);
+    let apply = |ops: Vec<crate::plan::Op>, kernel: &mut Observed| {
+        ops.iter().for_each(|op| crate::plan::model::apply(kernel, op));
+    };
+    apply(diff(&desired(&both, &kernel, None).unwrap(), &kernel), &mut kernel);
+    let hop = Hop::Gateway { via: "fd00:77::9".parse().unwrap(), device: Device::External, onlink: false };
+    let others = RouteKey::new("fd00:99::/64".parse().unwrap());
+    kernel.routes.insert(others, [Route::ours(hop)].into());
+
+    let former = vec!["fd00:10:244::/56".parse().unwrap()];
+    let v4 =
+        v4_only(Intent { networks: intent().networks, own_prefixes: intent().own_prefixes, former, ..both });
+    let want = desired(&v4, &kernel, None).unwrap();
+    apply(diff(&want, &kernel), &mut kernel);
+    kernel.routes.retain(|_, all| !all.is_empty());
+    let left: Vec<_> = kernel.routes.keys().filter(|key| !key.to.is_ipv4()).collect();
+    assert_eq!(left, [&others]);
+    assert_eq!(diff(&want, &kernel), []);
 }
