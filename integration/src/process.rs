@@ -113,6 +113,21 @@ impl NsCommand {
         self
     }
 
+    /// Shows `dir` to this program only as something that cannot be written, as a container does with `/proc/sys`.
+    #[must_use]
+    pub fn read_only(mut self, dir: &'static CStr) -> Self {
+        before_exec(&mut self.command, move || {
+            private_mounts()?;
+            mount(Some(dir), dir, None::<&CStr>, MsFlags::MS_BIND, None::<&CStr>)?;
+            // Flags that a user namespace may not take away are named again.
+            let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
+            mount(None::<&CStr>, dir, None::<&CStr>, flags, None::<&CStr>)?;
+            Ok(())
+        });
+        self
+    }
+
     /// Takes every capability away from the program before it starts.
     #[must_use]
     pub fn without_capabilities(mut self) -> Self {

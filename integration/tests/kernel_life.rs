@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use integration::kernel_state;
 use integration::probe::icmp;
-use integration::probe::reach::{self, Source};
+use integration::probe::reach;
 use integration::suite::{Notes, Suite};
-use integration::topology::Cluster;
+use integration::topology::{Cluster, Families};
 use integration::wait;
 use nix::sys::signal::Signal;
 
@@ -19,8 +19,6 @@ const HOST_GW: &str = r#"{"Type": "host-gw"}"#;
 
 fn main() -> ExitCode {
     Suite::<()>::new()
-        .check("vxlan: peers that left while it was stopped are gone", |(), notes| stale(VXLAN, notes))
-        .check("host-gw: peers that left while it was stopped are gone", |(), notes| stale(HOST_GW, notes))
         .check("vxlan: a peer that moves or gets another device is followed", |(), notes| moved(notes))
         .check("a peer whose pods take less has that on its route", |(), _| smaller_peer())
         .check("a device and routes of flannel's are taken over", |(), _| takes_over())
@@ -33,26 +31,6 @@ fn main() -> ExitCode {
 
 fn cluster(backend: &str) -> Result<Cluster> {
     Cluster::builder().pods_per_node(1).backend(backend).start()
-}
-
-fn connected(cluster: &Cluster) -> Result<()> {
-    let (here, there) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
-    reach::check(Source::Pod(here), there)?;
-    reach::check(Source::Pod(there), here)
-}
-
-fn stale(backend: &str, notes: &Notes) -> Result<()> {
-    let mut cluster = cluster(backend)?;
-    cluster.node_mut("n1")?.stop_daemon(Signal::SIGKILL)?;
-    let rest: Vec<_> = cluster.manifests().into_iter().filter(|node| node.name != "n3").collect();
-    cluster.publish_only(&rest)?;
-    cluster.start_daemon("n1")?;
-    let node = cluster.node_mut("n1")?;
-    notes.took("a stale peer is gone and the node ready after exec", node.daemon_mut()?.wait_ready()?);
-    let left = kernel_state::of(node, "flannel.1")?;
-    ensure!(!left.contains("10.244.3.") && !left.contains("192.168.77.3"), "{left}");
-    ensure!(left.contains("10.244.2.0/24"), "{left}");
-    connected(&cluster)
 }
 
 fn moved(notes: &Notes) -> Result<()> {
@@ -73,7 +51,7 @@ fn moved(notes: &Notes) -> Result<()> {
             && !state.contains("0e:10:24:4a:00:03"))
     })?;
     notes.took("a moved peer is followed after", took);
-    connected(&cluster)
+    reach::first_two(&cluster)
 }
 
 fn smaller_peer() -> Result<()> {
@@ -93,7 +71,7 @@ fn smaller_peer() -> Result<()> {
     icmp::ping(from.ns(), to.ip(), 1400)?;
     let refused = icmp::ping(from.ns(), to.ip(), 1450);
     ensure!(refused.is_err(), "1450 bytes passed although the peer takes 1400");
-    connected(&cluster)
+    reach::first_two(&cluster)
 }
 
 /// What the kernel holds on a node that ran flannel until now, one of its peers long gone.
@@ -209,7 +187,7 @@ fn direct_routing() -> Result<()> {
     })?;
     // Without the tunnel in between a packet of the underlay's size passes, and the sender is seen as it is.
     icmp::ping(cluster.pod("n1.a")?.ns(), cluster.pod("n2.a")?.ip(), 1450)?;
-    connected(&cluster)?;
+    reach::first_two(&cluster)?;
     // When the link is not shared any more the tunnel is used.
     let node = cluster.node("n1")?;
     node.ns().ip("address add 192.168.77.1/32 dev eth0\naddress del 192.168.77.1/24 dev eth0\n\
@@ -232,7 +210,7 @@ fn unreachable_peer(notes: &Notes) -> Result<()> {
     cluster.publish_only(&manifests)?;
     cluster.start_daemons()?;
     cluster.attach_pods()?;
-    connected(&cluster)?;
+    reach::first_two(&cluster)?;
     let node = cluster.node("n1")?;
     let said = node.daemon()?.get("/readyz")?;
     ensure!(said.status == 200 && said.body.contains("1 node not programmed"), "{said:?}");
@@ -261,7 +239,8 @@ fn unreachable_peer(notes: &Notes) -> Result<()> {
 }
 
 fn blackhole() -> Result<()> {
-    let mut cluster = cluster(VXLAN)?;
+    let builder = Cluster::builder().nodes(2).pods_per_node(1).backend(VXLAN).families(Families::Dual);
+    let mut cluster = builder.start()?;
     for wanted in [true, false] {
         cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
         let launch = cluster.launch("n1")?;
@@ -269,9 +248,11 @@ fn blackhole() -> Result<()> {
         let daemon = launch.spawn()?;
         let node = cluster.node_mut("n1")?;
         node.adopt(daemon).wait_ready()?;
-        let routes = node.ns().ip_show("route show type blackhole")?;
-        ensure!(routes.contains("10.244.1.0/24") == wanted, "wanted {wanted}: {routes}");
-        connected(&cluster)?;
+        for (family, own) in [("-4", node.pod_cidr()), ("-6", node.pod_cidr6())] {
+            let routes = node.ns().ip_show(&format!("{family} route show type blackhole"))?;
+            ensure!(routes.contains(&own) == wanted, "wanted {wanted}: {routes}");
+        }
+        reach::first_two(&cluster)?;
     }
     Ok(())
 }

@@ -17,10 +17,6 @@ use nix::sys::signal::Signal;
 
 const DEVICE: &str = "flannel.1";
 
-/// With what a network manager puts back: the kernel takes routes and IPv6 addresses away from a link that is down.
-const UNDERLAY_FLAP: &str = "link set eth0 down\nlink set eth0 up\n\
-    route replace default via 192.168.77.254\naddress add fd00:77::1/64 dev eth0 nodad";
-
 fn main() -> ExitCode {
     Suite::<Lab>::new()
         .check("vxlan: the device is deleted", |lab, notes| {
@@ -124,9 +120,8 @@ fn main() -> ExitCode {
             lab.vxlan.heals_bridge(notes, &["del", &mac, "dev", "flannel-v6.1", "dst", "fd00:77::2"])
         })
         .check("vxlan: router advertisements are let in", |lab, notes| {
-            lab.vxlan.broken(notes, Some("sysctl"), |node| {
-                node.ns().sysctl("net/ipv6/conf/flannel.1/accept_ra", "1")
-            })
+            lab.vxlan
+                .broken(notes, "sysctl", |node| node.ns().sysctl("net/ipv6/conf/flannel.1/accept_ra", "1"))
         })
         .check("vxlan: chains of traffic rules are flushed", |lab, notes| {
             lab.vxlan.heals_rules(notes, "flush chain ip nat FLANNEL-POSTRTG")
@@ -143,9 +138,6 @@ fn main() -> ExitCode {
         .check("vxlan: a set of the doors is flushed", |lab, notes| {
             lab.vxlan.heals_rules(notes, "flush set inet loden pairs66")
         })
-        .check("vxlan: the underlay goes down and up", |lab, notes| {
-            lab.vxlan.heals_quietly(notes, UNDERLAY_FLAP)
-        })
         .check("vxlan: the underlay's interface is removed and made anew", |lab, notes| {
             lab.vxlan.new_underlay(notes)
         })
@@ -155,7 +147,6 @@ fn main() -> ExitCode {
         .check("vxlan: the kernel's announcements overrun", |lab, notes| lab.vxlan.overrun(notes))
         .check("vxlan: what is not ours stays", others)
         .check("vxlan: nobody changes anything and nothing is written", silence)
-        .check("vxlan: the underlay's MTU is followed, down and up", underlay_mtu)
         .check("host-gw: a peer's route is deleted", |lab, notes| {
             lab.host_gw.heals(notes, "route", "route del 10.244.2.0/24")
         })
@@ -180,9 +171,6 @@ fn main() -> ExitCode {
         })
         .check("host-gw: a route of ours to a node that is gone", |lab, notes| {
             lab.host_gw.heals(notes, "route", "route add 10.244.9.0/24 via 192.168.77.3 proto 76")
-        })
-        .check("host-gw: the underlay goes down and up", |lab, notes| {
-            lab.host_gw.heals_quietly(notes, UNDERLAY_FLAP)
         })
         .main()
 }
@@ -219,11 +207,11 @@ fn everything(node: &Node) -> Result<String> {
 impl Backend {
     /// Breaks something with `ip` on n1, and waits until everything is as it was and a repair of `object` is counted.
     fn heals(&self, notes: &Notes, object: &str, batch: &str) -> Result<()> {
-        self.broken(notes, Some(object), |node| node.ns().ip(batch))
+        self.broken(notes, object, |node| node.ns().ip(batch))
     }
 
     fn heals_bridge(&self, notes: &Notes, fdb: &[&str]) -> Result<()> {
-        self.broken(notes, Some("fdb"), |node| {
+        self.broken(notes, "fdb", |node| {
             node.ns().command("bridge").arg("fdb").args(fdb).run()?;
             Ok(())
         })
@@ -234,21 +222,11 @@ impl Backend {
         let node = self.0.node("n1")?;
         let rules = || node.ns().command("nft").args(["--stateless", "list", "ruleset"]).run();
         let before = rules()?;
-        self.broken(notes, Some("firewall"), |node| node.ns().nft(ruleset))?;
+        self.broken(notes, "firewall", |node| node.ns().nft(ruleset))?;
         wait::until_true("the rules are as they were", || Ok(rules()? == before)).map(drop)
     }
 
-    /// The same as [`Backend::heals`] where the kernel may have nothing for us to repair.
-    fn heals_quietly(&self, notes: &Notes, batch: &str) -> Result<()> {
-        self.broken(notes, None, |node| node.ns().ip(batch))
-    }
-
-    fn broken(
-        &self,
-        notes: &Notes,
-        object: Option<&str>,
-        change: impl FnOnce(&Node) -> Result<()>,
-    ) -> Result<()> {
+    fn broken(&self, notes: &Notes, object: &str, change: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
         let node = self.0.node("n1")?;
         let state = || everything(node);
         let repairs = |object: &str| {
@@ -257,17 +235,15 @@ impl Backend {
             )
         };
         let before = state()?;
-        let counted = object.map(repairs).transpose()?;
+        let counted = repairs(object)?;
         change(node)?;
         let healed = wait::until_true("everything is as it was", || Ok(state()? == before));
         if healed.is_err() {
             ensure!(false, "before:\n{before}\nafter:\n{}", state()?);
         }
         let took = healed?;
-        notes.took(&format!("{} restored after", object.unwrap_or("underlay")), took);
-        if let (Some(object), Some(counted)) = (object, counted) {
-            wait::until_true(&format!("a repair of {object} is counted"), || Ok(repairs(object)? > counted))?;
-        }
+        notes.took(&format!("{object} restored after"), took);
+        wait::until_true(&format!("a repair of {object} is counted"), || Ok(repairs(object)? > counted))?;
         wait::until_true("ready again", || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready"))?;
         // The first question may wait for ARP on the underlay, and is asked once.
         self.connected()
@@ -314,14 +290,18 @@ impl Backend {
     /// The setting is the operator's, so it is not put back.
     fn forwarding(&self, notes: &Notes) -> Result<()> {
         let node = self.0.node("n1")?;
-        node.ns().sysctl("net/ipv4/ip_forward", "0")?;
-        let told = || {
-            let answer = node.daemon()?.get("/readyz")?;
-            Ok(answer.status == 200 && answer.body.contains("sysctl -w net.ipv4.ip_forward=1"))
-        };
-        notes.took("forwarding off is told after", wait::until_true("it is told", told)?);
-        node.ns().sysctl("net/ipv4/ip_forward", "1")?;
-        wait::until_true("all is well", || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready"))?;
+        for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            node.ns().sysctl(setting, "0")?;
+            let remedy = format!("sysctl -w {}=1", setting.replace('/', "."));
+            let told = || {
+                let answer = node.daemon()?.get("/readyz")?;
+                Ok(answer.status == 200 && answer.body.contains(&remedy))
+            };
+            notes.took(&format!("{setting} 0 is told after"), wait::until_true("it is told", told)?);
+            node.ns().sysctl(setting, "1")?;
+            let well = || Ok(node.daemon()?.get("/readyz")?.body == "flanneld is ready");
+            wait::until_true("all is well", well)?;
+        }
         self.connected()
     }
 
@@ -386,20 +366,6 @@ fn silence(lab: &mut Lab, _: &Notes) -> Result<()> {
             std::thread::sleep(Duration::from_millis(60));
         }
         ensure!(writes()? == before, "{} writes although nothing was wrong", writes()? - before);
-    }
-    Ok(())
-}
-
-fn underlay_mtu(lab: &mut Lab, notes: &Notes) -> Result<()> {
-    let node = lab.vxlan.0.node("n1")?;
-    for (underlay, tunnel, pods) in [(1400, 1350, 1330), (1500, 1450, 1430)] {
-        node.ns().ip(&format!("link set eth0 mtu {underlay}"))?;
-        let followed =
-            || Ok(node.link(DEVICE)?.is_some_and(|link| link.contains(&format!(" mtu {tunnel} "))));
-        let took = wait::until_true(&format!("the tunnel has an MTU of {tunnel}"), followed)?;
-        notes.took(&format!("underlay MTU {underlay} followed after"), took);
-        wait::until_true("subnet.env says so", || Ok(node.subnet_env("FLANNEL_MTU")? == pods.to_string()))?;
-        lab.vxlan.connected()?;
     }
     Ok(())
 }
