@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use anyhow::{Context, Result, bail};
 use etherparse::{PacketBuilder, VlanId};
 use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Netns;
 use crate::nodes_file::NodeManifest;
@@ -53,6 +54,10 @@ impl Forged {
             }
             (IpAddr::V6(from), IpAddr::V6(to), false) => {
                 frame.ipv6(from.octets(), to.octets(), 64).udp(from_port, port).write(&mut bytes, TEXT)?;
+            }
+            (IpAddr::V6(from), IpAddr::V6(to), true) => {
+                let frame = frame.single_vlan(VlanId::ZERO).ipv6(from.octets(), to.octets(), 64);
+                frame.udp(from_port, port).write(&mut bytes, TEXT)?;
             }
             _ => bail!("{self:?} is no packet"),
         }
@@ -106,12 +111,19 @@ impl Forger {
         Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, last)
     }
 
+    /// Address `last` of each of its pod networks.
+    pub fn pods(&self, last: u8) -> [IpAddr; 2] {
+        [self.pod(last).into(), self.pod6(last.into()).into()]
+    }
+
+    /// Its own address on the underlay: IPv6's.
+    fn address6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, self.number.into())
+    }
+
     /// The Node that makes it one, with pod prefixes of the given lengths.
     pub fn manifest(&self, len: u8, len6: u8) -> NodeManifest {
-        let (v4, v6) = (
-            Ipv4Addr::new(192, 168, 77, self.number),
-            Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, self.number.into()),
-        );
+        let (v4, v6) = (Ipv4Addr::new(192, 168, 77, self.number), self.address6());
         let data = json!({"VNI": 1, "VtepMAC": format!("0e:66:00:00:00:{:02x}", self.number)}).to_string();
         let all = [
             ("backend-type", "vxlan".to_owned()),
@@ -146,6 +158,34 @@ impl Forger {
             self.v6.send_to(&datagram, (node.address6(), PORT)).context("send over IPv6")?;
         } else {
             self.v4.send_to(&datagram, (node.address(), PORT)).context("send over IPv4")?;
+        }
+        Ok(())
+    }
+
+    /// Sends a forged packet to `node` over IPv6 in two fragments, of which the first has `first` bytes (a multiple of
+    /// eight) from the outer UDP header on. No socket of its own makes fragments so small.
+    ///
+    /// # Errors
+    /// When the kernel refuses to send one.
+    pub fn send_fragments(&self, node: &Node, forged: &Forged, first: usize) -> Result<()> {
+        const FRAGMENT: i32 = 44;
+        const UDP: u8 = 17;
+        const IPV6_HEADER: usize = 40;
+        let outer = PacketBuilder::ipv6(self.address6().octets(), node.address6().octets(), 64);
+        let mut packet = Vec::new();
+        outer.udp(40_000, PORT).write(&mut packet, &forged.datagram(node)?)?;
+        let (first, rest) = packet[IPV6_HEADER..].split_at(first);
+        let socket =
+            self.ns.run(|| Ok(Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(FRAGMENT)))?))?;
+        let id = fastrand::u32(..).to_be_bytes();
+        // In the header the offset stands in bytes, because its lowest three bits are others: the last is "more".
+        for (part, offset) in [(first, 1), (rest, u16::try_from(first.len())?)] {
+            let mut bytes = vec![UDP, 0];
+            bytes.extend(offset.to_be_bytes());
+            bytes.extend(id);
+            bytes.extend(part);
+            let to = SocketAddr::new(node.address6().into(), 0);
+            socket.send_to(&bytes, &to.into()).context("send a fragment")?;
         }
         Ok(())
     }

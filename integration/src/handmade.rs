@@ -1,8 +1,9 @@
 //! A node that is nothing but a UDP socket: it speaks the wire format by hand, truthfully or not.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use crate::netns::Netns;
 use crate::nodes_file::NodeManifest;
@@ -42,6 +43,11 @@ impl Handmade {
         Ipv4Addr::new(10, 244, self.number, last)
     }
 
+    /// Address `last` of its IPv6 pod network, fd00:10:244:`number`::/64.
+    pub fn pod6(&self, last: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, last)
+    }
+
     /// The name of its Node.
     pub fn name(&self) -> String {
         format!("handmade{}", self.number)
@@ -55,6 +61,15 @@ impl Handmade {
             internal_ips: vec![self.address.into()],
             annotations: Vec::new(),
         }
+    }
+
+    /// The Node that makes it one for pods of both families.
+    pub fn dual_manifest(&self) -> NodeManifest {
+        let mut manifest = self.manifest();
+        manifest.pod_cidrs.push(format!("{}/64", self.pod6(0)));
+        let caps = json!({"MTU": u16::MAX, "capabilities": ["ipv6"]}).to_string();
+        manifest.annotations.push(("flannel.alpha.coreos.com/loden".into(), caps));
+        manifest
     }
 
     /// Sends the payload of one tunnel datagram.

@@ -1,6 +1,8 @@
 //! What may happen to nodes, and to the network below them.
 
-use anyhow::Result;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
 
 use crate::netns::Netns;
 use crate::topology::{Cluster, GATEWAY, GATEWAY6};
@@ -61,4 +63,25 @@ pub fn reboot(cluster: &mut Cluster, name: &str) -> Result<()> {
     }
     cluster.replug(name)?;
     cluster.node(name)?.boot()
+}
+
+/// Gives a node other addresses, and tells everybody.
+///
+/// # Errors
+/// When there is no such node, or the kernel refuses.
+pub fn renumber(cluster: &mut Cluster, name: &str, new: Ipv4Addr, new6: Ipv6Addr) -> Result<()> {
+    let node = cluster.node(name)?;
+    let (old, old6) = (node.address().to_string(), node.address6().to_string());
+    node.ns().ip(&format!(
+        "address del {old}/24 dev eth0\naddress del {old6}/64 dev eth0\n\
+         address add {new}/24 dev eth0\naddress add {new6}/64 dev eth0 nodad\n\
+         route replace default via {GATEWAY}"
+    ))?;
+    let mut nodes = cluster.manifests();
+    let own = nodes.iter_mut().find(|node| node.name == name).context("its Node")?;
+    own.internal_ips = vec![new.into(), new6.into()];
+    for (_, value) in own.annotations.iter_mut().filter(|(name, _)| name.contains("public-ip")) {
+        *value = value.replace(&old6, &new6.to_string()).replace(&old, &new.to_string());
+    }
+    cluster.publish_only(&nodes)
 }

@@ -1,24 +1,27 @@
-//! Tunnel input that must not get through: each datagram is dropped and counted under its reason.
-//! Stock flannel delivers every one of those that are well-formed.
+//! Tunnel input that must not get through, with inner packets of both families: each datagram is dropped and counted
+//! under its reason. Stock flannel delivers every one of those that are well-formed.
 
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration::handmade::{Handmade, PORT};
 use integration::metrics::Metrics;
 use integration::probe::packet;
 use integration::probe::udp::Sink;
 use integration::suite::{Notes, Setup, Suite};
-use integration::topology::{Cluster, Pod};
+use integration::topology::{Cluster, Families, Pod};
 use integration::wait;
 
 /// Datagrams per case: a counter that counts once per batch would show.
 const COUNT: u32 = 20;
 /// Where the victim listens.
 const VICTIM: u16 = 9000;
+/// Addresses of no cluster.
+const OUTSIDE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 8))];
 
 fn main() -> ExitCode {
     Suite::<Lab>::new()
@@ -41,20 +44,21 @@ struct Lab {
     cluster: Cluster,
     node: Handmade,
     stranger: Handmade,
-    sink: Sink,
+    sinks: [Sink; 2],
 }
 
 impl Setup for Lab {
     fn build() -> Result<Self> {
-        let mut cluster = Cluster::builder().nodes(2).start()?;
+        let mut cluster = Cluster::builder().nodes(2).families(Families::Dual).start()?;
         let node = Handmade::plug(&mut cluster, 50)?;
         let stranger = Handmade::plug(&mut cluster, 66)?;
         let mut nodes = cluster.manifests();
-        nodes.push(node.manifest());
+        nodes.push(node.dual_manifest());
         cluster.publish_only(&nodes)?;
         cluster.node("n1")?.wait_lease(&node.name())?;
-        let sink = Sink::bind(cluster.pod("n1.a")?.ns(), VICTIM)?;
-        Ok(Self { cluster, node, stranger, sink })
+        let victim = cluster.pod("n1.a")?.ns();
+        let sinks = [Sink::bind(victim, VICTIM)?, Sink::bind6(victim, VICTIM)?];
+        Ok(Self { cluster, node, stranger, sinks })
     }
 
     fn explain(&self) -> String {
@@ -71,19 +75,24 @@ impl Lab {
         self.cluster.node("n1")?.daemon()?.metrics()
     }
 
-    fn inner(&self, source: Ipv4Addr) -> Result<Vec<u8>> {
-        packet::udp((source, 1234), (self.victim()?.ip(), VICTIM), b"let me in")
+    fn inner(&self, source: IpAddr) -> Result<Vec<u8>> {
+        let victim = self.victim()?.ips().find(|ip| ip.is_ipv4() == source.is_ipv4());
+        packet::udp((source, 1234), (victim.context("an address of each family")?, VICTIM), b"let me in")
     }
 
     /// Sends the datagram and requires that every copy arrives.
-    fn delivered(&self, sender: &Handmade, source: Ipv4Addr) -> Result<()> {
+    fn delivered(&self, sender: &Handmade, source: IpAddr) -> Result<()> {
         let datagram = self.inner(source)?;
         for _ in 0..COUNT {
             sender.send(self.cluster.node("n1")?, &datagram)?;
-            let (payload, from) = self.sink.next()?;
+            let (payload, from) = self.sinks[usize::from(source.is_ipv6())].next()?;
             ensure!(payload == b"let me in" && from.ip() == source, "{from} said {payload:?}");
         }
         Ok(())
+    }
+
+    fn arrived(&self) -> Result<Vec<(Vec<u8>, IpAddr)>> {
+        Ok([self.sinks[0].arrived()?, self.sinks[1].arrived()?].concat())
     }
 
     /// Sends the datagram and requires that every copy is dropped for `reason`, and for no other.
@@ -102,59 +111,71 @@ impl Lab {
         let all = grown(&[("direction", "rx")])?;
         ensure!(all == expected, "{COUNT} datagrams made {all} drops");
         // What one thread counted after these it would have delivered before.
-        let arrived = self.sink.arrived()?;
+        let arrived = self.arrived()?;
         ensure!(arrived.is_empty(), "delivered: {arrived:?}");
         Ok(())
     }
 }
 
+/// Address `last` of each of its pod networks.
+fn pods(of: &Handmade, last: u8) -> [IpAddr; 2] {
+    [of.pod(last).into(), of.pod6(last.into()).into()]
+}
+
 fn honest(lab: &mut Lab, _: &Notes) -> Result<()> {
-    lab.delivered(&lab.node, lab.node.pod(7))
+    pods(&lab.node, 7).into_iter().try_for_each(|from| lab.delivered(&lab.node, from))
 }
 
 fn outside_source(lab: &mut Lab, _: &Notes) -> Result<()> {
-    lab.delivered(&lab.node, Ipv4Addr::new(8, 8, 8, 8))
+    OUTSIDE.into_iter().try_for_each(|from| lab.delivered(&lab.node, from))
 }
 
 fn unknown_sender(lab: &mut Lab, _: &Notes) -> Result<()> {
-    for source in [lab.node.pod(7), lab.stranger.pod(7), lab.victim()?.ip(), Ipv4Addr::new(8, 8, 8, 8)] {
+    let all = [pods(&lab.node, 7), pods(&lab.stranger, 7), OUTSIDE].concat();
+    for source in all.into_iter().chain(lab.victim()?.ips()) {
         lab.dropped(&lab.stranger, &lab.inner(source)?, "unknown_sender")?;
     }
     Ok(())
 }
 
+/// A known node with the source of somebody else.
+fn spoofed(lab: &Lab, sources: impl IntoIterator<Item = IpAddr>) -> Result<()> {
+    sources.into_iter().try_for_each(|source| lab.dropped(&lab.node, &lab.inner(source)?, "spoofed_source"))
+}
+
 fn another_nodes_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
-    lab.dropped(&lab.node, &lab.inner(lab.cluster.pod("n2.a")?.ip())?, "spoofed_source")
+    spoofed(lab, lab.cluster.pod("n2.a")?.ips())
 }
 
 fn receivers_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
-    for source in [lab.cluster.pod("n1.b")?.ip(), lab.cluster.node("n1")?.pod_address(0)] {
-        lab.dropped(&lab.node, &lab.inner(source)?, "spoofed_source")?;
-    }
-    Ok(())
+    let n1 = lab.cluster.node("n1")?;
+    let device = [n1.pod_address(0).into(), n1.pod_address6(0).into()];
+    spoofed(lab, lab.cluster.pod("n1.b")?.ips().chain(device))
 }
 
 fn nobodys_prefix(lab: &mut Lab, _: &Notes) -> Result<()> {
-    lab.dropped(&lab.node, &lab.inner(Ipv4Addr::new(10, 244, 99, 1))?, "spoofed_source")
+    spoofed(lab, ["10.244.99.1".parse()?, "fd00:10:244:99::1".parse()?])
 }
 
 /// What a pod sends to a node's tunnel port leaves its own node with that node's address, and from another port.
 fn pod_behind_masquerading(lab: &mut Lab, _: &Notes) -> Result<()> {
-    let pod = lab.cluster.pod("n2.a")?;
-    let socket = pod.ns().run(|| Ok(UdpSocket::bind((pod.ip(), PORT))?))?;
-    let neighbour = lab.cluster.pod("n2.b")?.ip();
-    for source in [neighbour, pod.ip(), Ipv4Addr::new(8, 8, 8, 8)] {
-        socket.send_to(&lab.inner(source)?, (lab.cluster.node("n1")?.address(), PORT))?;
+    let (pod, neighbour) = (lab.cluster.pod("n2.a")?, lab.cluster.pod("n2.b")?);
+    for own in pod.ips() {
+        let socket = pod.ns().run(|| Ok(UdpSocket::bind((own, PORT))?))?;
+        let to = lab.cluster.node("n1")?.address_like(own);
+        for source in neighbour.ips().chain(pod.ips()).chain(OUTSIDE) {
+            socket.send_to(&lab.inner(source)?, (to, PORT))?;
+        }
     }
     // An honest packet behind them: when it is here, they would be too.
     honest(lab, &Notes::default())?;
-    let arrived = lab.sink.arrived()?;
+    let arrived = lab.arrived()?;
     ensure!(arrived.is_empty(), "a pod wrote into the tunnel: {arrived:?}");
     Ok(())
 }
 
 fn garbage(lab: &mut Lab, _: &Notes) -> Result<()> {
-    let mut header_too_short = lab.inner(lab.node.pod(7))?;
+    let mut header_too_short = lab.inner(lab.node.pod(7).into())?;
     header_too_short[0] = 0x44;
     for datagram in [&[][..], &[0x45], &[0; 64], &[0xff; 1400], &header_too_short] {
         lab.dropped(&lab.node, datagram, "bad_packet")?;
@@ -163,8 +184,11 @@ fn garbage(lab: &mut Lab, _: &Notes) -> Result<()> {
 }
 
 fn truncated(lab: &mut Lab, _: &Notes) -> Result<()> {
-    let whole = lab.inner(lab.node.pod(7))?;
-    lab.dropped(&lab.node, &whole[..whole.len() - 1], "truncated")
+    for from in pods(&lab.node, 7) {
+        let whole = lab.inner(from)?;
+        lab.dropped(&lab.node, &whole[..whole.len() - 1], "truncated")?;
+    }
+    Ok(())
 }
 
 /// 65,507 bytes is what UDP carries at most. As garbage it is dropped; as a packet it may be delivered, for it is one.

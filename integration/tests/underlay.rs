@@ -1,7 +1,6 @@
 //! The network below the nodes changes while daemons run: its MTU, its addresses, its link, the interface's name.
 //! Whatever it was, pods reach each other again by themselves.
 
-use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +8,7 @@ use integration::backends::Backend;
 use integration::probe::{icmp, reach};
 use integration::suite::{Notes, Suite};
 use integration::topology::Node;
-use integration::wait;
+use integration::{underlay, wait};
 
 fn main() -> ExitCode {
     Suite::<()>::new()
@@ -98,18 +97,7 @@ fn a3_06_address((): &mut (), backend: Backend, notes: &Notes) -> Result<()> {
     let node = cluster.node("n1")?;
     let (old, old6) = (node.address().to_string(), node.address6().to_string());
     let (new, new6) = ("192.168.77.61", "fd00:77::61");
-    node.ns().ip(&format!(
-        "address del {old}/24 dev eth0\naddress del {old6}/64 dev eth0\n\
-         address add {new}/24 dev eth0\naddress add {new6}/64 dev eth0 nodad\n\
-         route replace default via 192.168.77.254"
-    ))?;
-    let mut nodes = cluster.manifests();
-    let n1 = nodes.iter_mut().find(|node| node.name == "n1").context("n1")?;
-    n1.internal_ips = vec![new.parse::<IpAddr>()?, new6.parse()?];
-    for (_, value) in n1.annotations.iter_mut().filter(|(name, _)| name.contains("public-ip")) {
-        *value = value.replace(&old6, new6).replace(&old, new);
-    }
-    cluster.publish_only(&nodes)?;
+    underlay::renumber(&mut cluster, "n1", new.parse()?, new6.parse()?)?;
     let took = wait::until_true("every pod answers every pod", || reach::answered(&cluster))?;
     notes.took(&format!("{backend}: at other addresses, pods reach each other after"), took);
     wait_ready(cluster.node("n1")?)?;

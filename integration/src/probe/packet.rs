@@ -1,16 +1,25 @@
 //! Packets made by hand, for a sender that is no kernel.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use etherparse::PacketBuilder;
 
-/// An IPv4 packet with a UDP datagram in it, checksums right, TTL 64, no options.
+/// A packet of either family with a UDP datagram in it, checksums right, TTL 64, no options.
 ///
 /// # Errors
-/// When the payload does not fit into a packet.
-pub fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Result<Vec<u8>> {
-    let builder = PacketBuilder::ipv4(from.0.octets(), to.0.octets(), 64).udp(from.1, to.1);
+/// When the payload does not fit into a packet, or the addresses are of two families.
+pub fn udp(
+    (from, from_port): (impl Into<IpAddr>, u16),
+    (to, port): (impl Into<IpAddr>, u16),
+    payload: &[u8],
+) -> Result<Vec<u8>> {
+    let builder = match (from.into(), to.into()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        (from, to) => bail!("from {from} to {to} is no packet"),
+    };
+    let builder = builder.udp(from_port, port);
     let mut packet = Vec::with_capacity(builder.size(payload.len()));
     builder.write(&mut packet, payload)?;
     Ok(packet)
