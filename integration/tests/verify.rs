@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use integration::daemon;
 use integration::process::{NsCommand, find_program};
 use integration::suite::{Notes, Setup, Suite};
 use integration::topology::{Cluster, Families, Node};
@@ -111,17 +112,22 @@ impl Lab {
             })?;
         }
         breaks(node)?;
+        let mut by_hand = String::new();
         wait::until_true("the daemon says why it cannot", || {
             let (view, text, code) = verify(node)?;
             let differences = view["differences"].as_array().context("differences")?;
             ensure!(code == Some(1) && differences.len() == 1, "exit {code:?}: {text}");
             let said = text.contains(step) && differences[0]["object"] == "firewall";
             ensure!(said && text.contains("the daemon tried: "), "{text}");
+            ensure!(text.contains("  by hand: flanneld verify --repair "), "{text}");
+            by_hand = differences[0]["command"].as_str().unwrap_or_default().to_owned();
             Ok(true)
         })?;
+        let words = by_hand.split(' ').skip(1);
+        let repair = || node.ns().command(daemon::binary()?).args(words.clone()).output();
         for program in [program, &program.replace("ip6", "ip")] {
             lend(program)?;
         }
-        wait::until_true("the daemon puts it right", || Ok(verify(node)?.2 == Some(0))).map(drop)
+        wait::until_true("the command has it put right", || Ok(repair()?.status.code() == Some(0))).map(drop)
     }
 }

@@ -27,7 +27,11 @@ pub enum Request {
     /// The live map.
     Routes,
     /// What the kernel should hold beside what it holds.
-    Verify,
+    Verify {
+        /// Whether the daemon is to put right what differs, before it says what is left.
+        #[serde(default)]
+        repair: bool,
+    },
     /// Another log filter.
     LogLevel {
         /// A `tracing` filter.

@@ -31,15 +31,15 @@ pub struct DifferenceView {
     pub object: String,
     /// The step in words.
     pub step: String,
-    /// A command that takes it.
-    pub command: Option<String>,
+    /// A command that takes it, or has the daemon take it.
+    pub command: String,
     /// Why the daemon has not taken it.
     pub error: Option<String>,
 }
 
 /// Asks the daemon and renders its answer; `false` when something differs.
 pub fn verify(args: &VerifyArgs) -> Result<(String, bool)> {
-    let value = control::ask(&args.socket.subnet_file, &Request::Verify)?;
+    let value = control::ask(&args.socket.subnet_file, &Request::Verify { repair: args.repair })?;
     let view: VerifyView = serde_json::from_value(value.clone())
         .context("the daemon's answer is not understood; is it another version?")?;
     let text = match args.output {
@@ -75,9 +75,7 @@ pub fn render(view: &VerifyView) -> String {
         if let Some(error) = error {
             let _ = writeln!(text, "  the daemon tried: {error}");
         }
-        if let Some(command) = command {
-            let _ = writeln!(text, "  by hand: {command}");
-        }
+        let _ = writeln!(text, "  by hand: {command}");
     }
     text.truncate(text.trim_end().len());
     text
@@ -100,7 +98,7 @@ mod tests {
         view.differences.push(DifferenceView {
             object: "fdb".into(),
             step: "add forwarding entry".into(),
-            command: Some("bridge fdb replace".into()),
+            command: "bridge fdb replace".into(),
             error: None,
         });
         let text = render(&view);

@@ -219,6 +219,9 @@ pub struct VerifyArgs {
     /// Form of the output
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
     pub output: OutputFormat,
+    /// Have the daemon try at once what it has not done yet; prints what is left after some seconds
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// `flanneld cleanup`.

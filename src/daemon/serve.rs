@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use encap::{DropReason, PeerId};
@@ -68,12 +68,33 @@ pub(super) async fn control(
             fold(&state);
             serde_json::to_value(view(&state)).context("cannot write the answer")
         }
-        Request::Verify => serde_json::to_value(verify(&state).await?).context("cannot write the answer"),
+        Request::Verify { repair } => {
+            let view = if repair { repaired(&state).await } else { verify(&state).await };
+            serde_json::to_value(view?).context("cannot write the answer")
+        }
         Request::LogLevel { filter } => {
             config::check_log_filter(&filter).map_err(anyhow::Error::msg)?;
             log.set(&filter)?;
             tracing::info!(filter, "log level changed");
             Ok(serde_json::Value::Null)
+        }
+    }
+}
+
+/// Has the loop look, and try again what it would leave alone for now, until nothing differs or it had its time: longer
+/// than legacy iptables goes unread.
+#[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+async fn repaired(state: &State) -> Result<VerifyView> {
+    const PATIENCE: Duration = Duration::from_secs(7);
+    const PAUSE: Duration = Duration::from_millis(300);
+    let begun = Instant::now();
+    loop {
+        // The same goal once more: whoever waits for another wakes up.
+        state.goals.send_modify(|_| {});
+        tokio::time::sleep(PAUSE).await;
+        let view = verify(state).await?;
+        if view.differences.is_empty() || begun.elapsed() > PATIENCE {
+            return Ok(view);
         }
     }
 }
@@ -88,7 +109,8 @@ async fn verify(state: &State) -> Result<VerifyView> {
     if let Some(rules) = rules {
         observed.firewall = rules.state().await?;
     }
-    let compared = compare(&desired, &observed, &watched);
+    let repair = format!("flanneld verify --repair --subnet-file {}", state.args.subnet_file.display());
+    let compared = compare(&desired, &observed, &watched, &repair);
     let failing = state.failing.borrow();
     let health = state.health.borrow();
     let error = |object: Object, peer: Option<PeerId>| match object {

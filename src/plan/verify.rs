@@ -1,4 +1,5 @@
 //! What is wanted beside what is there, for people: how many of each, what differs, and the command that puts it right.
+//! Where that is the daemon's business alone, rules of any length above all, the command has it try at once.
 
 use std::collections::BTreeMap;
 
@@ -27,14 +28,14 @@ pub struct Difference {
     pub object: Object,
     /// The step in words.
     pub step: String,
-    /// A command that takes it; `None` where there is no single one.
-    pub command: Option<String>,
+    /// A command that takes it.
+    pub command: String,
     /// On whose account.
     pub peer: Option<PeerId>,
 }
 
-/// Compares.
-pub fn compare(desired: &Desired, observed: &Observed, watched: &Watched) -> Comparison {
+/// Compares. `repair` is the command that has the daemon try what no other does.
+pub fn compare(desired: &Desired, observed: &Observed, watched: &Watched, repair: &str) -> Comparison {
     let counts = [
         (Object::Link, desired.links.len()),
         (Object::Address, desired.addresses.len()),
@@ -47,7 +48,7 @@ pub fn compare(desired: &Desired, observed: &Observed, watched: &Watched) -> Com
     let differences = ops.iter().map(|op| Difference {
         object: op.object(),
         step: step(op, &observed.firewall, watched),
-        command: command(op, watched),
+        command: command(op, watched).unwrap_or_else(|| repair.to_owned()),
         peer: op.peer(),
     });
     Comparison {
@@ -68,7 +69,7 @@ fn step(op: &Op, rules: &FirewallState, watched: &Watched) -> String {
     format!("{} ({stands})", op.describe(watched))
 }
 
-/// The command of iproute2 that does what a step does.
+/// The command of iproute2 that does what a step does, where there is one.
 fn command(op: &Op, watched: &Watched) -> Option<String> {
     let dev = |device: &Device| watched.name(*device).to_owned();
     Some(match op {
@@ -111,7 +112,7 @@ fn command(op: &Op, watched: &Watched) -> Option<String> {
             format!("nft delete table {}", nftables::table(*family))
         }
         Op::Firewall(FirewallOp::RemoveGuard) => format!("nft delete table inet {OWN_TABLE}"),
-        // A ruleset is no command; the daemon's own try says what keeps it from being in force.
+        // It may have thousands of lines, and what is there decides which.
         Op::Firewall(_) => return None,
     })
 }
