@@ -84,8 +84,19 @@ impl<S: Setup> Suite<S> {
 
     /// Adds a check once for each backend, whose name stands behind its own.
     #[must_use]
-    pub fn each(mut self, name: &str, check: fn(&mut S, Backend, &Notes) -> Result<()>) -> Self {
-        for backend in Backend::ALL {
+    pub fn each(self, name: &str, check: fn(&mut S, Backend, &Notes) -> Result<()>) -> Self {
+        self.each_of(&Backend::ALL, name, check)
+    }
+
+    /// [`Suite::each`] for some of them.
+    #[must_use]
+    pub fn each_of(
+        mut self,
+        backends: &[Backend],
+        name: &str,
+        check: fn(&mut S, Backend, &Notes) -> Result<()>,
+    ) -> Self {
+        for &backend in backends {
             let run = move |setup: &mut S, notes: &Notes| check(setup, backend, notes);
             self.checks.push((format!("{name} [{backend}]"), Box::new(run)));
         }
