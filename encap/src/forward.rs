@@ -121,40 +121,86 @@ fn is_group(dst: IpAddr) -> bool {
     }
 }
 
-/// Decides about one inner packet that arrived in a datagram from `outer_src`.
-///
-/// The outer source must be an address of a known node. If a node has the inner source's prefix, it must be that same
-/// node; if none has, the source must lie outside the cluster networks (a client of a NodePort, the host itself).
-/// An IPv4-mapped `outer_src`, as a dual-stack socket reports it, is the IPv4 address it holds.
+/// Decides about one inner packet that arrived in a datagram from `outer_src`: what a fresh [`Gate`] says.
 #[inline]
 #[must_use]
 pub fn inbound(fib: &Fib, check: SourceCheck, outer_src: IpAddr, payload: &[u8]) -> Inbound {
-    let peer = fib.sender(outer_src);
-    // Before anything else is read of a datagram: strangers get no more of our time than one lookup.
-    if peer.is_none() && check == SourceCheck::Enforce {
-        return Inbound::Drop { reason: DropReason::UnknownSender };
-    }
-    let packet = match IpPacket::parse(payload) {
-        Ok(packet) => packet,
-        Err(error) => return Inbound::Drop { reason: error.into() },
-    };
-    let objection = match (check, peer) {
-        (SourceCheck::Off, _) => None,
-        (_, None) => Some(DropReason::UnknownSender),
-        (_, Some(peer)) => (!may_send(fib, peer, packet.src())).then_some(DropReason::SpoofedSource),
-    };
-    match (check, objection) {
-        (SourceCheck::Enforce, Some(reason)) => Inbound::Drop { reason },
-        (_, flagged) => Inbound::Deliver { peer, len: packet.total_len(), flagged },
-    }
+    Gate::new(fib, check).inbound(outer_src, payload)
 }
 
-/// Whether `peer` may be where a packet from `src` comes from.
-#[inline]
-fn may_send(fib: &Fib, peer: PeerId, src: IpAddr) -> bool {
-    match fib.lookup(src) {
-        Some(Owner::Peer(hop)) => hop.peer == peer,
-        Some(Owner::Local) => false,
-        None => !fib.in_network(src),
+/// Decides about inner packets, and remembers whom the last one came from: packets come in trains of one sender and one
+/// flow, and what the table says of the first it says of all.
+#[derive(Clone, Debug)]
+pub struct Gate<'f> {
+    fib: &'f Fib,
+    check: SourceCheck,
+    /// An outer source, and which node that is.
+    sender: Option<(IpAddr, Option<PeerId>)>,
+    /// An inner source, and whether that node may send from it.
+    source: Option<(PeerId, IpAddr, bool)>,
+}
+
+impl<'f> Gate<'f> {
+    /// One that remembers nothing yet.
+    #[must_use]
+    pub const fn new(fib: &'f Fib, check: SourceCheck) -> Self {
+        Self { fib, check, sender: None, source: None }
+    }
+
+    /// Decides about one inner packet that arrived in a datagram from `outer_src`.
+    ///
+    /// The outer source must be an address of a known node. If a node has the inner source's prefix, it must be that same
+    /// node; if none has, the source must lie outside the cluster networks (a client of a NodePort, the host itself).
+    /// An IPv4-mapped `outer_src`, as a dual-stack socket reports it, is the IPv4 address it holds.
+    #[inline]
+    #[must_use]
+    pub fn inbound(&mut self, outer_src: IpAddr, payload: &[u8]) -> Inbound {
+        let peer = self.sender(outer_src);
+        // Before anything else is read of a datagram: strangers get no more of our time than one lookup.
+        if peer.is_none() && self.check == SourceCheck::Enforce {
+            return Inbound::Drop { reason: DropReason::UnknownSender };
+        }
+        let packet = match IpPacket::parse(payload) {
+            Ok(packet) => packet,
+            Err(error) => return Inbound::Drop { reason: error.into() },
+        };
+        let objection = match (self.check, peer) {
+            (SourceCheck::Off, _) => None,
+            (_, None) => Some(DropReason::UnknownSender),
+            (_, Some(peer)) => (!self.may_send(peer, packet.src())).then_some(DropReason::SpoofedSource),
+        };
+        match (self.check, objection) {
+            (SourceCheck::Enforce, Some(reason)) => Inbound::Drop { reason },
+            (_, flagged) => Inbound::Deliver { peer, len: packet.total_len(), flagged },
+        }
+    }
+
+    #[inline]
+    fn sender(&mut self, outer_src: IpAddr) -> Option<PeerId> {
+        match self.sender {
+            Some((known, peer)) if known == outer_src => peer,
+            _ => {
+                let peer = self.fib.sender(outer_src);
+                self.sender = Some((outer_src, peer));
+                peer
+            }
+        }
+    }
+
+    /// Whether `peer` may be where a packet from `src` comes from.
+    #[inline]
+    fn may_send(&mut self, peer: PeerId, src: IpAddr) -> bool {
+        match self.source {
+            Some((from, known, may)) if (from, known) == (peer, src) => may,
+            _ => {
+                let may = match self.fib.lookup(src) {
+                    Some(Owner::Peer(hop)) => hop.peer == peer,
+                    Some(Owner::Local) => false,
+                    None => !self.fib.in_network(src),
+                };
+                self.source = Some((peer, src, may));
+                may
+            }
+        }
     }
 }

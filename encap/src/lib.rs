@@ -38,7 +38,7 @@ pub mod vxlan;
 pub use drop::DropReason;
 pub use ethernet::{EthernetError, EthernetHeader};
 pub use fib::{Fib, FibBuilder, FibDelta, NextHop, Owner, PeerCaps, PeerId};
-pub use forward::{Inbound, Outbound, SourceCheck, inbound, outbound, outbound_segments};
+pub use forward::{Gate, Inbound, Outbound, SourceCheck, inbound, outbound, outbound_segments};
 pub use framing::Framing;
 pub use icmp::{IcmpCause, RateLimit};
 pub use ip::{Family, IpError, IpPacket, Transport};

@@ -1,7 +1,8 @@
 use crate::bodies::{self, cluster};
 use crate::support::{DF, hop, ip, ipv4, ipv6, prefix};
 use encap::{
-    DropReason, Fib, IcmpCause, Inbound, NextHop, Outbound, Owner, PeerId, SourceCheck, inbound, outbound,
+    DropReason, Fib, Gate, IcmpCause, Inbound, NextHop, Outbound, Owner, PeerId, SourceCheck, inbound,
+    outbound,
 };
 use proptest::prelude::*;
 use std::net::IpAddr;
@@ -114,6 +115,22 @@ fn cases() -> Vec<Case> {
         (STRANGER, from_v4("203.0.113.7"), None, unknown),
         ("2001:db8::1", from_v4("10.244.1.5"), None, unknown),
     ]
+}
+
+#[test]
+fn a_gate_that_saw_other_packets_says_what_a_fresh_one_says() {
+    let fib = cluster();
+    for check in [SourceCheck::Enforce, SourceCheck::Count, SourceCheck::Off] {
+        let (mut gate, cases) = (Gate::new(&fib, check), cases());
+        // Every one behind every other, and behind itself.
+        for (before, after) in cases.iter().flat_map(|before| cases.iter().map(move |after| (before, after)))
+        {
+            for (outer, packet, ..) in [before, after, after] {
+                let fresh = inbound(&fib, check, ip(outer), packet);
+                assert_eq!(gate.inbound(ip(outer), packet), fresh, "{outer} behind {}", before.0);
+            }
+        }
+    }
 }
 
 #[test]
