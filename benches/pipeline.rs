@@ -37,7 +37,7 @@ fn shared() -> Arc<Shared> {
     let mut fib = Fib::builder();
     fib.network("10.244.0.0/16".parse().expect("a prefix"));
     fib.route("10.244.1.0/24".parse().expect("a prefix"), Owner::Local);
-    let caps = PeerCaps { ipv6: false, ecn: false };
+    let caps = PeerCaps::default();
     let hop = NextHop { peer: PeerId(1), addr: IpAddr::V4(PEER), mtu: 1472, caps, mac: None };
     fib.route("10.244.2.0/24".parse().expect("a prefix"), Owner::Peer(hop)).sender(hop.addr, hop.peer);
     let shared = Shared::new(SourceCheck::Enforce, PORT, 1);

@@ -98,6 +98,8 @@ pub struct Transport<'a> {
     pub protocol: u8,
     /// Fragment offset in units of 8 bytes; 0 in the first fragment and in a packet that is whole.
     pub fragment_offset: u16,
+    /// More fragments follow this one.
+    pub more_fragments: bool,
     /// What follows the last header. In a later fragment it does not begin with a transport header.
     pub payload: &'a [u8],
 }
@@ -259,6 +261,7 @@ impl<'a> IpPacket<'a> {
             Header::V4(h) => Ok(Transport {
                 protocol: h[9],
                 fragment_offset: u16::from_be_bytes([h[6], h[7]]) & 0x1fff,
+                more_fragments: h[6] & 0x20 != 0,
                 payload: self.bytes.get(self.header_len()..).unwrap_or_default(),
             }),
             Header::V6(h) => follow_extensions(h[6], self.bytes.get(IPV6_HEADER..).unwrap_or_default()),
@@ -268,7 +271,7 @@ impl<'a> IpPacket<'a> {
 
 fn follow_extensions(first: u8, payload: &[u8]) -> Result<Transport<'_>, u8> {
     let (mut protocol, mut rest) = (first, payload);
-    let mut followed = 0;
+    let (mut followed, mut more_fragments) = (0, false);
     loop {
         let (next, len, fragment_offset) = match etherparse::IpNumber(protocol) {
             ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS => {
@@ -281,9 +284,10 @@ fn follow_extensions(first: u8, payload: &[u8]) -> Result<Transport<'_>, u8> {
             }
             ip_number::IPV6_FRAG => {
                 let header = Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| protocol)?;
+                more_fragments |= header.more_fragments();
                 (header.next_header(), header.slice().len(), header.fragment_offset().value())
             }
-            _ => return Ok(Transport { protocol, fragment_offset: 0, payload: rest }),
+            _ => return Ok(Transport { protocol, fragment_offset: 0, more_fragments, payload: rest }),
         };
         if followed == MAX_EXTENSIONS {
             return Err(protocol);
@@ -291,7 +295,7 @@ fn follow_extensions(first: u8, payload: &[u8]) -> Result<Transport<'_>, u8> {
         followed += 1;
         (protocol, rest) = (next.0, rest.get(len..).unwrap_or_default());
         if fragment_offset != 0 {
-            return Ok(Transport { protocol, fragment_offset, payload: rest });
+            return Ok(Transport { protocol, fragment_offset, more_fragments, payload: rest });
         }
     }
 }

@@ -110,13 +110,14 @@ impl Node {
         manifest
     }
 
-    /// What its daemon would publish, where peers cannot do without: a file has no place where it could.
+    /// What its daemon would publish and peers go by: a file has no place where it could.
     fn annotations(&self) -> Vec<(String, String)> {
         let all = match self.backend["Type"].as_str() {
             Some("vxlan") => self.vxlan_annotations(),
-            // Without it a peer of the UDP backend may be a flannel, which takes no IPv6.
-            Some("udp") if self.families == Families::Dual => {
-                vec![("loden", json!({"MTU": u16::MAX, "capabilities": ["ipv6"]}).to_string())]
+            // Without it a peer of the UDP backend may be a flannel.
+            Some("udp") => {
+                let able = ["ecn", "ipv6", "partial-checksum"];
+                vec![("loden", json!({"MTU": u16::MAX, "capabilities": able}).to_string())]
             }
             _ => Vec::new(),
         };

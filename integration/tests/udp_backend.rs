@@ -114,7 +114,7 @@ fn no_route(cluster: &mut Cluster, _: &Notes) -> Result<()> {
 fn too_big(cluster: &mut Cluster, _: &Notes) -> Result<()> {
     let mut nodes = cluster.manifests();
     let peer = nodes.iter_mut().find(|node| node.name == "n2").context("no n2")?;
-    peer.annotations.push(("flannel.alpha.coreos.com/loden".into(), r#"{"MTU":1300}"#.into()));
+    peer.annotations = vec![("flannel.alpha.coreos.com/loden".into(), r#"{"MTU":1300}"#.into())];
     cluster.publish_only(&nodes)?;
     let (from, to) = (cluster.pod("n1.a")?, cluster.pod("n2.a")?);
     wait::until_true("the pod is told that 1,472 bytes are too many", || {

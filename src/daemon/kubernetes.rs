@@ -83,7 +83,13 @@ impl State {
         // A Node that is gone is written again when it is back.
         let Some(facts) = self.snapshot().own_facts.clone() else { return Ok(None) };
         let [version, _] = crate::VERSION;
-        let caps = LodenCaps { version: version.into(), mtu: self.mtu.get(), ipv6: true, ecn: true };
+        let caps = LodenCaps {
+            version: version.into(),
+            mtu: self.mtu.get(),
+            ipv6: true,
+            ecn: true,
+            partial_checksum: true,
+        };
         let (public_ip, public_ipv6) = self.public_ips();
         let published = Published {
             backend: &self.conf.backend,

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use encap::offload::coalesce::{Coalescer, Group, HEAD, MAX_RUN};
 use encap::offload::unfinished::unfinished;
-use encap::offload::vnet::{VNET_LEN, VnetHeader};
-use encap::{DropReason, Fib, Framing, IpPacket, Owner, PeerId, mtu};
+use encap::offload::vnet::VnetHeader;
+use encap::{DropReason, Fib, Framing, Gate, IpPacket, Owner, PeerId, mtu};
 
 use super::run::admit;
 use super::{Lane, Shared};
@@ -18,9 +18,6 @@ const RECEIVES: usize = 16;
 
 /// Packets per turn: `UDP_GRO` puts up to 64 into one receive.
 const PACKETS: usize = RECEIVES * 64;
-
-/// Before a packet that needs nothing done.
-const PLAIN: [u8; VNET_LEN] = [0; VNET_LEN];
 
 /// UDP to one queue of the tunnel device, until told to stop (`Ok`) or the socket fails (`Err`).
 pub fn decapsulate_offloaded<T: FrameIo, U: PacketIo>(
@@ -60,12 +57,13 @@ impl Joiner<'_> {
         let offloads = self.shared.offloads.active();
         let tcp = offloads.has(Feature::Coalesce);
         self.coalescer.allow(tcp, tcp && offloads.has(Feature::Uso));
+        let mut gate = Gate::new(&fib, self.shared.check);
         let mut packets = 0;
         let (filled, memory) = batch.parts_mut();
         for (slot, received) in filled.iter().enumerate() {
             for at in datagrams(slot, received) {
                 packets += 1;
-                self.take(memory, at, received, &fib, tun);
+                self.take(memory, at, received, (&fib, &mut gate), tun);
             }
         }
         self.flush(memory, tun);
@@ -77,16 +75,16 @@ impl Joiner<'_> {
         memory: &mut [u8],
         at: Range<usize>,
         received: &Received,
-        fib: &Fib,
+        (fib, gate): (&Fib, &mut Gate<'_>),
         tun: &mut T,
     ) {
         let datagram = memory.get_mut(at.clone()).unwrap_or_default();
-        let Some((peer, len)) = admit(self.shared, self.lane, self.framing, fib, received, datagram) else {
+        let Some((peer, len)) = admit(self.shared, self.lane, self.framing, gate, received, datagram) else {
             return;
         };
         let start = at.start + self.framing.header_len();
         let packet = memory.get(start..start + len).unwrap_or_default();
-        // Nobody but a kernel's own tunnel sends these, so nobody else pays for the look.
+        // Nobody but a kernel's own tunnel sends super-packets, so nobody else pays for the look.
         if self.framing != Framing::Plain
             && let Some(todo) = unfinished(packet, longest(fib, packet))
         {
@@ -155,7 +153,9 @@ fn finish<T: FrameIo>(lane: &Lane, peer: Option<PeerId>, todo: &VnetHeader, pack
 }
 
 fn write_one<T: FrameIo>(lane: &Lane, peer: Option<PeerId>, packet: &[u8], tun: &mut T) {
-    match tun.write(&[IoSlice::new(&PLAIN), IoSlice::new(packet)]) {
+    // Of a run whose other packets were lost, or too few to be cut evenly.
+    let todo = unfinished(packet, usize::MAX).unwrap_or_default();
+    match tun.write(&[IoSlice::new(&todo.to_bytes()), IoSlice::new(packet)]) {
         Ok(()) => lane.forwarded(peer, packet.len()),
         Err(SendError::Dropped(reason)) => lane.dropped(reason),
         // The kernel looks at the version nibble and refuses what is neither IPv4 nor IPv6.

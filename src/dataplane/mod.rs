@@ -5,6 +5,8 @@
 //! counts in a `Lane` of its own. No lock, no allocation, no log line and no copy of a packet in user space.
 
 mod answers;
+#[cfg(test)]
+mod checksum_tests;
 mod counters;
 mod cut;
 #[cfg(test)]

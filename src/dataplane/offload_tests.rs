@@ -171,7 +171,11 @@ pub(super) fn plain_frame(packet: &[u8]) -> Vec<u8> {
     [&[0; VNET_LEN][..], packet].concat()
 }
 
-fn send(shared: &Shared, frames: Vec<Vec<u8>>, refuse_many: Option<SendError>) -> (Device, Sender) {
+pub(super) fn send(
+    shared: &Shared,
+    frames: Vec<Vec<u8>>,
+    refuse_many: Option<SendError>,
+) -> (Device, Sender) {
     send_framed(shared, Framing::Plain, frames, refuse_many)
 }
 
@@ -189,7 +193,7 @@ pub(super) fn send_framed(
     (device, sender)
 }
 
-fn receive(shared: &Shared, messages: Vec<Message>, no_super_packets: bool) -> Device {
+pub(super) fn receive(shared: &Shared, messages: Vec<Message>, no_super_packets: bool) -> Device {
     receive_framed(shared, Framing::Plain, messages, no_super_packets)
 }
 

@@ -3,7 +3,9 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use encap::{DropReason, Fib, Framing, Inbound, Outbound, PeerId};
+use encap::offload::segment::finish_checksum;
+use encap::offload::unfinished::unfinished;
+use encap::{DropReason, Framing, Gate, Inbound, Outbound, PeerId};
 
 use super::answers::Answers;
 use super::{BATCH, Lane, Shared};
@@ -72,9 +74,13 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(
             lane.batch(received);
             let fib = shared.fib.load();
             let (filled, memory) = batch.parts_mut();
+            let mut gate = Gate::new(&fib, shared.check);
             for (slot, (from, memory)) in filled.iter().zip(memory.chunks_mut(Batch::SLOT)).enumerate() {
                 let datagram = memory.get_mut(..from.len).unwrap_or_default();
-                let admitted = admit(shared, lane, Framing::Plain, &fib, from, datagram);
+                let admitted = admit(shared, lane, Framing::Plain, &mut gate, from, datagram);
+                if admitted.is_some() {
+                    finish(datagram);
+                }
                 transmits.extend(admitted.map(|(peer, len)| Transmit { slot, len, to: None, peer }));
             }
             tun.send(&batch, &transmits, |transmit, outcome| lane.account(transmit, outcome));
@@ -87,19 +93,26 @@ pub fn decapsulate<T: PacketIo, U: PacketIo>(
     Ok(())
 }
 
+/// A plain device cannot be told that the checksum of a packet is left to do.
+fn finish(packet: &mut [u8]) {
+    let todo = unfinished(packet, usize::MAX).and_then(|todo| todo.partial);
+    // What was found in the packet lies in it.
+    let _ = todo.map(|partial| finish_checksum(packet, partial));
+}
+
 /// Judges one datagram: whose packet is behind its header, and how long it is. Counts what is not let in. The packet
 /// takes over the mark of a congested network.
 pub(super) fn admit(
     shared: &Shared,
     lane: &Lane,
     framing: Framing,
-    fib: &Fib,
+    gate: &mut Gate<'_>,
     received: &Received,
     datagram: &mut [u8],
 ) -> Option<(Option<PeerId>, usize)> {
     let verdict = match received.from {
         Some(from) if !received.truncated => match framing.open(datagram) {
-            Ok(packet) => encap::inbound(fib, shared.check, sender(shared, framing, from), packet),
+            Ok(packet) => gate.inbound(sender(shared, framing, from), packet),
             Err(reason) => Inbound::Drop { reason },
         },
         Some(_) => Inbound::Drop { reason: DropReason::Truncated },

@@ -15,9 +15,9 @@ pub(super) const PORT: u16 = 8285;
 
 /// One side of a data path, fed and emptied by a test.
 #[derive(Default)]
-struct Side {
+pub(super) struct Side {
     inbox: VecDeque<(Vec<u8>, Option<SocketAddr>)>,
-    outbox: Vec<(Vec<u8>, Option<IpAddr>)>,
+    pub(super) outbox: Vec<(Vec<u8>, Option<IpAddr>)>,
     refuse: Option<DropReason>,
     broken: bool,
     /// The mark on what comes in.
@@ -75,7 +75,7 @@ pub(super) fn pod(n: u8, host: u8) -> [u8; 4] {
     [10, 244, n, host]
 }
 
-/// The table of node `own` in a cluster of three. The third carries congestion marks over, the others are as flannel.
+/// The table of node `own` in a cluster of three. The third carries congestion marks over and finishes checksums, the others are as flannel.
 fn table(own: u8) -> Fib {
     let mut fib = Fib::builder();
     fib.network("10.244.0.0/16".parse().unwrap());
@@ -86,7 +86,7 @@ fn table(own: u8) -> Fib {
             continue;
         }
         let peer = PeerId(u32::from(n));
-        let caps = PeerCaps { ipv6: false, ecn: n == 3 };
+        let caps = PeerCaps { ecn: n == 3, partial_checksum: n == 3, ..PeerCaps::default() };
         let hop = NextHop { peer, addr: node(n), mtu: 1472, caps, mac: Some(vtep(n)) };
         fib.route(prefix, Owner::Peer(hop)).sender(node(n), peer);
     }
@@ -113,7 +113,7 @@ fn send(shared: &Shared, packets: &[Vec<u8>]) -> (Side, Side) {
     (tun, udp)
 }
 
-fn receive(shared: &Shared, from: IpAddr, datagrams: Vec<Vec<u8>>) -> Side {
+pub(super) fn receive(shared: &Shared, from: IpAddr, datagrams: Vec<Vec<u8>>) -> Side {
     receive_from(shared, SocketAddr::new(from, PORT), datagrams)
 }
 

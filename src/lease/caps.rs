@@ -15,6 +15,8 @@ pub struct LodenCaps {
     pub ipv6: bool,
     /// It combines inner and outer ECN when it decapsulates (RFC 6040).
     pub ecn: bool,
+    /// Over the UDP backend it finishes TCP and UDP checksums that were left to it.
+    pub partial_checksum: bool,
 }
 
 /// The form on the wire. Member names are part of the contract between versions of Loden.
@@ -50,13 +52,15 @@ impl LodenCaps {
             mtu: mtu.ok_or(AnnotationError::Mtu { mtu: wire.mtu })?,
             ipv6: has("ipv6"),
             ecn: has("ecn"),
+            partial_checksum: has("partial-checksum"),
             version: wire.version.chars().filter(|c| !c.is_control()).take(64).collect(),
         })
     }
 
     /// The annotation's value.
     pub fn render(&self) -> String {
-        let capabilities = [("ecn", self.ecn), ("ipv6", self.ipv6)];
+        let capabilities =
+            [("ecn", self.ecn), ("ipv6", self.ipv6), ("partial-checksum", self.partial_checksum)];
         let capabilities = capabilities.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
         serde_json::json!({
             "MTU": self.mtu,
@@ -68,7 +72,7 @@ impl LodenCaps {
 
     /// The form the forwarding table keeps.
     pub fn peer_caps(&self) -> encap::PeerCaps {
-        encap::PeerCaps { ipv6: self.ipv6, ecn: self.ecn }
+        encap::PeerCaps { ipv6: self.ipv6, ecn: self.ecn, partial_checksum: self.partial_checksum }
     }
 }
 
@@ -81,7 +85,7 @@ mod tests {
         let newer = r#" {"version":"9","MTU":9000,"capabilities":["ecn","teleport"],"extra":{"a":[1]}} "#;
         assert_eq!(
             LodenCaps::parse(newer),
-            Ok(LodenCaps { version: "9".to_owned(), mtu: 9000, ipv6: false, ecn: true })
+            Ok(LodenCaps { version: "9".to_owned(), mtu: 9000, ecn: true, ..LodenCaps::default() })
         );
         assert_eq!(LodenCaps::parse(r#"{"MTU":1472}"#).unwrap().mtu, 1472);
         for (bad, want) in [
@@ -103,8 +107,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn caps_round_trip(mtu in LodenCaps::MIN_MTU.., ipv6: bool, ecn: bool, version in "[0-9a-z.+-]{0,64}") {
-            let caps = LodenCaps { version, mtu, ipv6, ecn };
+        fn caps_round_trip(mtu in LodenCaps::MIN_MTU.., ipv6: bool, ecn: bool, partial_checksum: bool, version in "[0-9a-z.+-]{0,64}") {
+            let caps = LodenCaps { version, mtu, ipv6, ecn, partial_checksum };
             proptest::prop_assert_eq!(LodenCaps::parse(&caps.render()), Ok(caps));
         }
 

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn routes_and_senders() {
-        let caps = LodenCaps { version: String::new(), mtu: 1400, ipv6: true, ecn: false };
+        let caps = LodenCaps { mtu: 1400, ipv6: true, ..LodenCaps::default() };
         let snapshot = Snapshot {
             generation: 1,
             own: OwnLease::Ready(vec!["10.244.1.0/24".parse().unwrap()]),
@@ -109,7 +109,7 @@ mod tests {
             mac: None,
         };
         assert_eq!(at("10.244.2.9"), Some(Owner::Peer(plain)));
-        let able = PeerCaps { ipv6: true, ecn: false };
+        let able = PeerCaps { ipv6: true, ..PeerCaps::default() };
         let loden = NextHop {
             peer: PeerId(3),
             addr: "192.168.77.3".parse().unwrap(),

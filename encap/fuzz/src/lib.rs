@@ -161,7 +161,7 @@ fn hop(peer: u8) -> NextHop {
         peer: PeerId(peer.into()),
         addr: Ipv4Addr::new(192, 0, 2, peer).into(),
         mtu: 1280,
-        caps: PeerCaps { ipv6: peer % 2 == 1, ecn: false },
+        caps: PeerCaps { ipv6: peer % 2 == 1, ..PeerCaps::default() },
         mac: Some(MacAddr([2, 0, 0, 0, 0, peer])),
     }
 }

@@ -11,7 +11,11 @@ use super::internet_sum;
 /// The packets that a super-packet stands for.
 pub fn expand(vnet: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
     let gso = vnet.gso.expect("a super-packet");
-    let plan = Segments::plan(packet, vnet.partial, gso).expect("a plan");
+    cut(&Segments::plan(packet, vnet.partial, gso).expect("a plan"), packet)
+}
+
+/// The packets of a plan for the super-packet.
+pub fn cut(plan: &Segments, packet: &[u8]) -> Vec<Vec<u8>> {
     (0..plan.count())
         .map(|index| {
             let mut bytes = vec![0; plan.header_len()];

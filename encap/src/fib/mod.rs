@@ -25,6 +25,9 @@ pub struct PeerCaps {
     pub ipv6: bool,
     /// It combines inner and outer ECN when it decapsulates (RFC 6040).
     pub ecn: bool,
+    /// Over the UDP backend it takes TCP and UDP packets whose checksum is left to it: the field holds the sum of the
+    /// pseudo-header.
+    pub partial_checksum: bool,
 }
 
 /// Where packets for a prefix go.

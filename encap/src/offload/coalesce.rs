@@ -63,8 +63,8 @@ struct Item<T> {
     total: usize,
     /// Of the first packet; `None` if nothing may join it.
     head: Option<Head>,
-    /// The first packet's checksums were found right.
-    verified: bool,
+    /// Of the pseudo-header but for its length, once the first packet's checksums were found right.
+    pseudo: Option<Sum>,
 }
 
 /// Collects the packets of a batch. All memory is taken when it is made.
@@ -158,8 +158,7 @@ impl<T: Copy + PartialEq> Coalescer<T> {
             }
             self.open.push(self.items.len() as u32);
         }
-        let item =
-            Item { tag, first: index, last: index, count: 1, total: packet.len(), head, verified: false };
+        let item = Item { tag, first: index, last: index, count: 1, total: packet.len(), head, pseudo: None };
         self.items.push(item);
     }
 
@@ -193,12 +192,15 @@ impl<T: Copy + PartialEq> Coalescer<T> {
             && item.total + head.payload <= usize::from(u16::MAX)
             && head.payload > 0
             && head.payload <= first_head.payload
-            && continues(first, packet, head, item.total - first_head.header_len, item.count)
-            && (item.verified || is_right(first, &first_head))
-            && is_right(packet, head);
+            && continues(first, packet, head, item.total - first_head.header_len, item.count);
         if !continues {
             return false;
         }
+        let verified = item.pseudo.or_else(|| {
+            let pseudo = pseudo(&IpPacket::parse(first).ok()?, first_head.protocol());
+            is_right(first, &first_head, pseudo).then_some(pseudo)
+        });
+        let Some(pseudo) = verified.filter(|pseudo| is_right(packet, head, *pseudo)) else { return false };
         if let Some(last) = self.pieces.get_mut(item.last as usize) {
             last.next = index;
         }
@@ -206,7 +208,7 @@ impl<T: Copy + PartialEq> Coalescer<T> {
             item.last = index;
             item.count += 1;
             item.total += head.payload;
-            item.verified = true;
+            item.pseudo = Some(pseudo);
         }
         if head.payload < first_head.payload || ends_run(packet, head) {
             self.open.remove(position);
@@ -251,6 +253,17 @@ impl<T: Copy + PartialEq> Coalescer<T> {
         let low = if v4 { read_u32(packet, 12) ^ read_u32(packet, 16) } else { read_u32(packet, 20) };
         let flow = (read_u32(header, 0) ^ low.rotate_left(16)).wrapping_mul(0x9e37_79b1);
         Some(Head { kind, transport, header_len: transport + header_len, payload, flow })
+    }
+}
+
+impl Head {
+    fn protocol(&self) -> u8 {
+        if self.kind == GsoKind::Udp { 17 } else { 6 }
+    }
+
+    /// Where in the transport header the checksum is.
+    fn field(&self) -> usize {
+        if self.kind == GsoKind::Udp { UDP_CHECKSUM } else { TCP_CHECKSUM }
     }
 }
 
@@ -317,9 +330,7 @@ impl<T: Copy + PartialEq> Group<'_, T> {
         } else {
             write(headers, 4, &(transport_len as u16).to_be_bytes());
         }
-        let ip = IpPacket::parse(first).ok()?;
-        let (protocol, field) =
-            if head.kind == GsoKind::Udp { (17, UDP_CHECKSUM) } else { (6, TCP_CHECKSUM) };
+        let field = head.field();
         let header = headers.get_mut(head.transport..)?;
         let mut ecn = false;
         if head.kind == GsoKind::Udp {
@@ -328,7 +339,7 @@ impl<T: Copy + PartialEq> Group<'_, T> {
             header[13] |= last.get(head.transport + 13)? & (tcp_flag::PSH | tcp_flag::FIN);
             ecn = header[13] & tcp_flag::CWR != 0;
         }
-        let partial = pseudo(&ip, protocol).word(transport_len as u16).fold();
+        let partial = self.item.pseudo?.word(transport_len as u16).fold();
         write(header, field, &partial.to_be_bytes());
         let vnet_header = VnetHeader {
             partial: Some(PartialChecksum { start: head.transport as u16, offset: field as u16 }),
@@ -394,14 +405,15 @@ fn continues(first: &[u8], packet: &[u8], head: &Head, sent: usize, count: u16) 
         && same(tcp + TCP_HEADER..head.header_len)
 }
 
-/// Whether the checksums are right.
-fn is_right(packet: &[u8], head: &Head) -> bool {
+/// Whether the checksums are right. `pseudo` is the sum of the packet's pseudo-header but for its length.
+///
+/// One that was left unfinished is: it says nothing, and the super-packet's is finished by whoever takes it.
+fn is_right(packet: &[u8], head: &Head, pseudo: Sum) -> bool {
     let v4 = head.transport == IPV4_HEADER;
     if v4 && !Sum::default().bytes(packet.get(..IPV4_HEADER).unwrap_or_default()).is_right() {
         return false;
     }
-    let Ok(ip) = IpPacket::parse(packet) else { return false };
-    let protocol = if head.kind == GsoKind::Udp { 17 } else { 6 };
     let transport = packet.get(head.transport..).unwrap_or_default();
-    pseudo(&ip, protocol).word(transport.len() as u16).bytes(transport).is_right()
+    let pseudo = pseudo.word(transport.len() as u16);
+    read_u16(transport, head.field()) == pseudo.fold() || pseudo.bytes(transport).is_right()
 }

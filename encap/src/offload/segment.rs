@@ -11,6 +11,9 @@
 //! | TCP sequence number | the super-packet's + i × segment size |
 //! | TCP FIN and PSH | in the last only |
 //! | TCP CWR | in the first only |
+//!
+//! Toward a node that announced that it takes them so, TCP and UDP checksums can be left as the device leaves them: see
+//! [`Segments::leave_checksums`].
 
 use core::ops::Range;
 
@@ -61,6 +64,13 @@ pub struct Segments {
     payload: usize,
     /// Sum of the pseudo-header but for its length.
     pseudo: Sum,
+    /// Sum of what is the same in the IPv4 headers of all segments.
+    ip: Sum,
+    /// Sum of what is the same in their transport headers, and of the pseudo-header but for its length.
+    common: Sum,
+    /// Whoever reads a segment finds the same pseudo-header.
+    evident: bool,
+    finish: bool,
 }
 
 impl Segments {
@@ -99,6 +109,7 @@ impl Segments {
         if header_len > MAX_HEADERS {
             return Err(SegmentError::Headers { len: header_len });
         }
+        let visible = pseudo(&ip, protocol);
         let pseudo = match partial {
             // The kernel's sum knows the final destination of a routing header, so it is better than one of ours.
             Some(PartialChecksum { start, offset }) => {
@@ -108,10 +119,32 @@ impl Segments {
                 let len = carried.payload.len();
                 Sum::from_folded(read_u16(packet, transport + field)).without(len as u16)
             }
-            None => pseudo(&ip, protocol),
+            None => visible,
         };
         let payload = packet.len() - header_len;
-        Ok(Self { kind: gso.kind, transport, header_len, size: usize::from(gso.size), payload, pseudo })
+        let evident = pseudo.fold() == visible.fold();
+        let ip = packet.get(..ip.header_len()).unwrap_or_default();
+        let header = packet.get(transport..header_len).unwrap_or_default();
+        Ok(Self {
+            kind: gso.kind,
+            transport,
+            header_len,
+            size: usize::from(gso.size),
+            payload,
+            pseudo,
+            ip: sum_without(Sum::default(), ip, &IPV4_VARYING),
+            common: sum_without(pseudo, header, varying(gso.kind)),
+            evident,
+            finish: true,
+        })
+    }
+
+    /// Leaves in each segment's checksum field the sum of the pseudo-header, from which
+    /// [`unfinished`](super::unfinished::unfinished) knows on the other side that finishing it is left to do. Does
+    /// nothing where it would not be known: a routing header hides the address that the sum is made with.
+    #[must_use]
+    pub fn leave_checksums(self) -> Self {
+        Self { finish: !self.evident, ..self }
     }
 
     /// How many packets there are; at least one.
@@ -158,12 +191,13 @@ impl Segments {
             write(out, 2, &(total as u16).to_be_bytes());
             let id = read_u16(headers, 4).wrapping_add(index as u16);
             write(out, 4, &id.to_be_bytes());
-            finish_ipv4(out);
+            write(out, 10, &self.ip.word(total as u16).word(id).checksum().to_be_bytes());
         } else {
             write(out, 4, &((total - IPV6_HEADER) as u16).to_be_bytes());
         }
         let transport_len = (total - self.transport) as u16;
         let Some(header) = out.get_mut(self.transport..) else { return };
+        let field = if self.kind == GsoKind::Udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
         match self.kind {
             GsoKind::Udp => write(header, 4, &transport_len.to_be_bytes()),
             GsoKind::TcpV4 | GsoKind::TcpV6 => {
@@ -177,12 +211,32 @@ impl Segments {
                 }
             }
         }
-        let field = if self.kind == GsoKind::Udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
-        write(header, field, &[0; 2]);
-        let sum = self.pseudo.word(transport_len).bytes(header).bytes(payload);
-        let checksum = if self.kind == GsoKind::Udp { sum.udp_checksum() } else { sum.checksum() };
+        let checksum = if self.finish {
+            let sum = varying(self.kind).iter().filter(|at| **at != field);
+            let sum = sum.fold(self.common, |sum, at| sum.word(read_u16(header, *at)));
+            let sum = sum.word(transport_len).bytes(payload);
+            if self.kind == GsoKind::Udp { sum.udp_checksum() } else { sum.checksum() }
+        } else {
+            self.pseudo.word(transport_len).fold()
+        };
         write(header, field, &checksum.to_be_bytes());
     }
+}
+
+/// Where in an IPv4 header the words lie that differ from segment to segment: length, identification, checksum.
+const IPV4_VARYING: [usize; 3] = [2, 4, 10];
+
+/// Those of a transport header: of TCP sequence number, flags, checksum; of UDP length, checksum.
+fn varying(kind: GsoKind) -> &'static [usize] {
+    match kind {
+        GsoKind::Udp => &[4, UDP_CHECKSUM],
+        GsoKind::TcpV4 | GsoKind::TcpV6 => &[4, 6, 12, TCP_CHECKSUM],
+    }
+}
+
+/// Adds a header but for some of its words.
+fn sum_without(sum: Sum, header: &[u8], words: &[usize]) -> Sum {
+    words.iter().fold(sum.bytes(header), |sum, at| sum.without(read_u16(header, *at)))
 }
 
 /// Finishes the checksum of a packet that is not a super-packet, in place.

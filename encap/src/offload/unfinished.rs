@@ -5,6 +5,12 @@
 //! and a datagram with a packet in the middle of being made arrives. Another kernel tunnel knows from what comes beside
 //! the packet; a socket is told nothing. But the packet shows it: the checksum field holds the sum of the
 //! pseudo-header (`skb->csum_start`, Documentation/networking/checksum-offloads.rst).
+//!
+//! Our own daemons send each other such packets on purpose ([`Segments::leave_checksums`]): the datagram around them has
+//! a checksum of its own over every byte, which the kernels on both sides make and verify, and a second sum of the
+//! same bytes would be the daemon's largest piece of work.
+//!
+//! [`Segments::leave_checksums`]: super::segment::Segments::leave_checksums
 
 use super::segment::pseudo;
 use super::vnet::{Gso, GsoKind, PartialChecksum, VnetHeader};
@@ -17,14 +23,15 @@ const UDP: u8 = 17;
 /// What is left to do about a packet before it is whole, in the words in which a tunnel device is told to do it; `None`
 /// for one that is whole.
 ///
-/// One whole packet in 65,536 has a checksum that looks unfinished. Finishing it finds the same checksum again.
+/// One whole packet in 65,536 has a checksum that looks unfinished. Finishing it finds the same checksum again. That is
+/// why fragments are none: a checksum is one over all of them.
 ///
 /// `longest` is the size of packets, in bytes, that the sender's own super-packets would have been cut into.
 #[inline]
 #[must_use]
 pub fn unfinished(packet: &[u8], longest: usize) -> Option<VnetHeader> {
     let ip = IpPacket::parse(packet).ok()?;
-    let transport = ip.transport().ok().filter(|transport| transport.fragment_offset == 0)?;
+    let transport = ip.transport().ok().filter(|part| part.fragment_offset == 0 && !part.more_fragments)?;
     let start = ip.total_len() - transport.payload.len();
     let (offset, least) = match transport.protocol {
         TCP => (TCP_CHECKSUM, TCP_HEADER),
@@ -32,6 +39,10 @@ pub fn unfinished(packet: &[u8], longest: usize) -> Option<VnetHeader> {
         _ => return None,
     };
     let length = u16::try_from(transport.payload.len()).ok().filter(|len| usize::from(*len) >= least)?;
+    // Bytes behind a UDP datagram are not in its checksum.
+    if transport.protocol == UDP && read_u16(transport.payload, 4) != length {
+        return None;
+    }
     let field = read_u16(transport.payload, offset);
     if field != pseudo(&ip, transport.protocol).word(length).fold() {
         return None;

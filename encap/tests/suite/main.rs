@@ -13,6 +13,7 @@ mod fuzz_replay;
 mod golden;
 mod icmp;
 mod ip_view;
+mod left_checksums;
 mod offload;
 mod purity;
 mod support;

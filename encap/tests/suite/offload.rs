@@ -19,7 +19,7 @@ const CWR: u8 = 0x80;
 
 /// A super-packet as the kernel hands it over.
 #[derive(Debug, Clone)]
-struct Super {
+pub(super) struct Super {
     v6: bool,
     udp: bool,
     flags: u8,
@@ -30,11 +30,11 @@ struct Super {
     sequence: u32,
     tos: u8,
     /// IPv4 options, or an IPv6 extension header (destination options), of this length.
-    extra: usize,
+    pub(super) extra: usize,
 }
 
 impl Super {
-    fn tcp(payload: usize, size: u16) -> Self {
+    pub(super) fn tcp(payload: usize, size: u16) -> Self {
         Self {
             v6: false,
             udp: false,
@@ -53,7 +53,7 @@ impl Super {
         Self { udp: true, options: Vec::new(), ..Self::tcp(payload, size) }
     }
 
-    fn build(&self) -> (VnetHeader, Vec<u8>) {
+    pub(super) fn build(&self) -> (VnetHeader, Vec<u8>) {
         let mut transport = vec![0x9c, 0x40, 0x14, 0x51];
         let offset = if self.udp { 6 } else { 16 };
         if self.udp {
@@ -112,7 +112,7 @@ impl Super {
 }
 
 prop_compose! {
-    fn any_super()(
+    pub(super) fn any_super()(
         (v6, udp, psh, fin, ece, cwr) in any::<(bool, bool, bool, bool, bool, bool)>(),
         options in 0usize..=10,
         size in 1u16..1500,
@@ -139,7 +139,7 @@ prop_compose! {
 }
 
 /// Puts packets one behind the other, and joins them.
-fn join(packets: &[Vec<u8>], memory: &mut Vec<u8>) -> Coalescer<()> {
+pub(super) fn join(packets: &[Vec<u8>], memory: &mut Vec<u8>) -> Coalescer<()> {
     let mut coalescer = Coalescer::new(packets.len(), true, true);
     let mut ranges = Vec::new();
     for packet in packets {

@@ -83,6 +83,11 @@ fn what_no_kernel_makes_is_left_alone() {
     let mut fragment = tcp.clone();
     fragment[7] = 3;
     assert_eq!(unfinished(&fragment, 1450), None, "a later fragment has no checksum");
+    (fragment[6], fragment[7]) = (0x20, 0);
+    assert_eq!(unfinished(&fragment, 1450), None, "the first has that of all");
+    let mut padded = open(&whole(Family::V4, false, 100), false);
+    padded[25] -= 1;
+    assert_eq!(unfinished(&padded, 1450), None, "a datagram with bytes behind it");
     let mut icmp = tcp.clone();
     icmp[9] = 1;
     assert_eq!(unfinished(&icmp, 1450), None);

@@ -3,7 +3,7 @@
 use super::*;
 
 fn caps() -> LodenCaps {
-    LodenCaps { version: "0.1.0".to_owned(), mtu: 1472, ipv6: true, ecn: true }
+    LodenCaps { version: "0.1.0".to_owned(), mtu: 1472, ipv6: true, ecn: true, partial_checksum: true }
 }
 
 fn none() -> Annotations {
@@ -25,7 +25,10 @@ fn flannels(published: &Published<'_>, own: &Annotations) -> Vec<(String, String
     got.iter_mut()
         .for_each(|(key, _)| *key = key.strip_prefix("flannel.alpha.coreos.com/").unwrap().to_owned());
     let at = got.iter().position(|(key, _)| key == "loden").unwrap();
-    assert_eq!(got.remove(at).1, r#"{"MTU":1472,"capabilities":["ecn","ipv6"],"version":"0.1.0"}"#);
+    assert_eq!(
+        got.remove(at).1,
+        r#"{"MTU":1472,"capabilities":["ecn","ipv6","partial-checksum"],"version":"0.1.0"}"#
+    );
     got
 }
 

@@ -74,7 +74,7 @@ fn peer(number: u8, node: &str, mtu: Option<u16>) -> Arc<Lease> {
             v6: half(format!("fd00:10:244:{number}::/64"), &format!("fd00:77::{number}")),
         },
         addresses: Vec::new(),
-        caps: mtu.map(|mtu| LodenCaps { version: String::new(), mtu, ipv6: true, ecn: false }),
+        caps: mtu.map(|mtu| LodenCaps { mtu, ipv6: true, ..LodenCaps::default() }),
     })
 }
 
