@@ -215,15 +215,21 @@ impl Api {
         of: Collection,
         next: Option<String>,
     ) -> Result<Page<T>, Trouble> {
-        let params = ListParams {
-            limit: Some(PAGE),
-            continue_token: next,
-            field_selector: of.fields.map(str::to_owned),
-            ..ListParams::default()
-        };
+        let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
+        wire::page(&self.list(of, params).await?)
+    }
+
+    /// The version that a collection has now.
+    pub(super) async fn version(&self, of: Collection) -> Result<String, Trouble> {
+        let params = ListParams { limit: Some(1), ..ListParams::default() };
+        wire::version(&self.list(of, params).await?)
+    }
+
+    async fn list(&self, of: Collection, mut params: ListParams) -> Result<Bytes, Trouble> {
+        params.field_selector = of.fields.map(str::to_owned);
         let request = built(Request::new(of.path).list(&params))?;
         let read = async { whole(self.protobuf(request, wire::ACCEPT).await?, LARGEST_PAGE).await };
-        wire::page(&in_time(WHOLE_PAGE, read).await?)
+        in_time(WHOLE_PAGE, read).await
     }
 
     /// Watches a collection for `limit` from `version` on. With `initial` the watch begins with everything that there is.

@@ -8,13 +8,15 @@
 //! - Versions of one cluster's objects are numbers that grow (KEP-5504). A list that is not as new as what was seen before
 //!   proves nothing, so nobody loses a lease by it: it is read again, page by page, and believed when several readings
 //!   agree that history was set back, as it is by a restored etcd. An event that is older than the one before breaks the
-//!   server's promise, and everything is read anew.
+//!   server's promise, and everything is read anew. To a watch from a version that a server does not have yet it says
+//!   nothing at all (seen of Kubernetes 1.36), so one that was away is asked first how far its history goes.
 //! - A watch that has been silent for a while may hang, under a connection that lives. It is replaced by one that ends
 //!   soon, which a server announces by a bookmark: so each word or end proves that the server is alive, and a silent
 //!   one is found within half a minute. In a large cluster a watch is never silent that long, so this costs nothing there.
 
+mod initial;
+
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,7 @@ use kube::core::WatchEvent;
 use kube::core::watch::Bookmark;
 use tracing::{debug, info, warn};
 
+use self::initial::Initial;
 use super::backoff::Backoff;
 use super::client::{Collection, Page};
 use super::trouble::{Cause, Trouble};
@@ -94,6 +97,8 @@ pub(super) enum Ask {
     Watch { version: String, whole: bool, lasts: Duration },
     /// Read a page of everything: the first, or the one that this token stands for.
     Page(Option<String>),
+    /// Ask how far the server's history goes.
+    Version,
     /// Wait for the next word of the open watch, for this long.
     Read(Duration),
 }
@@ -110,6 +115,8 @@ pub(super) struct Sync<K: Kind> {
     /// Lists in a row that were older than that, and the version of the last.
     doubts: u32,
     doubted: String,
+    /// The server was away. Another history may have come back.
+    unsure: bool,
     /// When everything was last read.
     listed: Option<Instant>,
     /// The streaming list that was just refused is read page by page.
@@ -126,9 +133,6 @@ pub(super) struct Sync<K: Kind> {
     /// The last word was a [`News::Trouble`].
     troubled: bool,
 }
-
-/// What a streaming list has said of each object: the version, and what it is; `None` for one that was deleted since.
-type Initial<F> = BTreeMap<String, (Option<String>, Option<F>)>;
 
 enum Phase<F> {
     /// Nothing is open.
@@ -152,6 +156,7 @@ impl<K: Kind> Sync<K> {
             seen,
             doubts: 0,
             doubted: String::new(),
+            unsure: false,
             listed: None,
             paged: false,
             no_stream_until: None,
@@ -203,9 +208,12 @@ impl<K: Kind> Sync<K> {
             return Ask::Page(None);
         }
         let whole = self.at.is_none();
+        if self.unsure && !whole {
+            return Ask::Version;
+        }
         let seconds = if self.quiet && !whole { LASTS_IN_SILENCE } else { self.rng.u64(LASTS) };
         let lasts = Duration::from_secs(seconds);
-        self.phase = Phase::Opening { whole, lasts, all: BTreeMap::new() };
+        self.phase = Phase::Opening { whole, lasts, all: Initial::new() };
         Ask::Watch { version: self.at.clone().unwrap_or_default(), whole, lasts }
     }
 
@@ -213,6 +221,16 @@ impl<K: Kind> Sync<K> {
     pub(super) fn opened(&mut self, now: Instant) {
         if let Phase::Opening { whole: false, lasts, .. } = self.phase {
             self.phase = Phase::Following { since: now, until: now + lasts, proven: false, spoke: false };
+        }
+    }
+
+    /// The server's history goes as far as this.
+    pub(super) fn reaches(&mut self, version: &str) {
+        self.unsure = false;
+        self.phase = Phase::idle();
+        if self.at.as_deref().and_then(|at| compare(version, at)) == Some(Ordering::Less) {
+            debug!(version, "the history of {} ends before what was seen of it", K::PLURAL);
+            self.at = None;
         }
     }
 
@@ -255,19 +273,17 @@ impl<K: Kind> Sync<K> {
                     return Ok(None);
                 }
                 let (all, lasts) = (std::mem::take(all), *lasts);
-                let all = all.into_values().filter_map(|(_, facts)| facts).collect();
-                let news = self.complete(&bookmark.metadata.resource_version, all, now)?;
+                let news = self.complete(&bookmark.metadata.resource_version, all.into_facts(), now)?;
                 self.phase = Phase::Following { since: now, until: now + lasts, proven: true, spoke: true };
                 Ok(Some(news))
             }
-            // Changes of the moment may come before the end of the list, and of one object the newest counts.
             (Phase::Opening { all, .. }, WatchEvent::Deleted(object)) => {
-                note(all, K::key(&object), K::version(&object), None);
+                all.note(K::key(&object), K::version(&object), None);
                 Ok(None)
             }
             (Phase::Opening { all, .. }, WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                 let (key, version) = (K::key(&object), K::version(&object).map(str::to_owned));
-                note(all, key, version.as_deref(), self.kind.facts(object));
+                all.note(key, version.as_deref(), self.kind.facts(object));
                 Ok(None)
             }
             (_, WatchEvent::Bookmark(bookmark)) => {
@@ -335,6 +351,7 @@ impl<K: Kind> Sync<K> {
         self.at = Some(version.to_owned());
         self.seen.clone_from(&self.at);
         self.doubts = 0;
+        self.unsure = false;
         self.listed = Some(now);
         self.may_start = true;
         // The watch that begins with a list is a long one, and its silence has to be asked about again.
@@ -408,6 +425,9 @@ impl<K: Kind> Sync<K> {
         if matches!(trouble.cause, Cause::TimeLimit | Cause::Expired | Cause::Disorder) {
             // It answers, so pauses that grew in an outage do not count.
             self.backoff.reset();
+        } else {
+            // A server that ends a watch in good order is not away yet.
+            self.unsure |= trouble.cause != Cause::Closed;
         }
         if trouble.cause == Cause::TimeLimit {
             return None;
@@ -450,14 +470,6 @@ impl<K: Kind> Sync<K> {
 impl<F> Phase<F> {
     fn idle() -> Self {
         Self::Idle { pause: Duration::ZERO }
-    }
-}
-
-fn note<F>(all: &mut Initial<F>, key: String, version: Option<&str>, facts: Option<F>) {
-    let known = all.get(&key).and_then(|(known, _)| known.as_deref());
-    let order = version.zip(known).and_then(|(version, known)| compare(version, known));
-    if order != Some(Ordering::Less) {
-        all.insert(key, (version.map(str::to_owned), facts));
     }
 }
 

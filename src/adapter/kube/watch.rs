@@ -79,6 +79,12 @@ impl<K: Kind<Object: FromProtobuf>> Watcher<K> {
                 self.metrics.heard(SystemTime::now());
                 self.sync.page(page, Instant::now())
             }
+            Ask::Version => {
+                let version = self.api.version(K::COLLECTION).await?;
+                self.metrics.heard(SystemTime::now());
+                self.sync.reaches(&version);
+                Ok(None)
+            }
             Ask::Read(patience) => {
                 let rests = self.sync.follows();
                 let Some(watch) = &mut self.watch else { return self.sync.ended(Instant::now()) };

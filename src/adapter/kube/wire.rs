@@ -108,6 +108,12 @@ pub(super) fn page<T: FromProtobuf>(body: &Bytes) -> Result<Page<T>, Trouble> {
     Ok(Page { metadata, items })
 }
 
+/// Reads of a page only the version of the whole list.
+pub(super) fn version(body: &Bytes) -> Result<String, Trouble> {
+    let list = List::decode(open(body)?).map_err(bad)?;
+    Ok(list.metadata.unwrap_or_default().resource_version)
+}
+
 /// What the body of an answer says of a failure. Load balancers and proxies answer in other words than API servers do.
 pub(super) fn failure(code: u16, body: &Bytes) -> Trouble {
     let said = open(body).ok().and_then(|raw| Failure::decode(raw).ok()).map(status);
@@ -289,6 +295,7 @@ mod tests {
         let first = page::<NodeObject>(&list("more")).unwrap();
         let versions: Vec<_> = first.items.iter().map(|node| node.version()).collect();
         assert_eq!((versions, first.metadata.next.as_deref()), (vec![Some("5"); 2], Some("more")));
+        assert_eq!(version(&list("more")).unwrap(), "9");
         let last = page::<NodeObject>(&list("")).unwrap().metadata;
         assert_eq!((last.resource_version.as_str(), last.next), ("9", None));
         assert_eq!(page::<NodeObject>(&Bytes::from_static(b"{}")).unwrap_err().cause, Cause::BadAnswer);

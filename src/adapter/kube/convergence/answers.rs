@@ -107,6 +107,15 @@ impl World {
         (self.server.version, self.server.nodes.clone())
     }
 
+    pub(super) fn version(&mut self) -> Result<Option<LeaseEvent>, Trouble> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        let version = self.list().0;
+        self.sync.reaches(&version.to_string());
+        Ok(None)
+    }
+
     pub(super) fn page(&mut self, token: Option<&str>) -> Result<Option<LeaseEvent>, Trouble> {
         if let Some(refusal) = self.refusal() {
             return Err(refusal);

@@ -250,6 +250,7 @@ impl World {
                 self.watch = None;
                 self.page(token.as_deref())
             }
+            Ask::Version => self.version(),
             Ask::Read(patience) => self.read(patience),
         };
         self.settle(outcome);

@@ -146,7 +146,26 @@ fn after_a_break_it_goes_on_from_the_last_version_a_bookmark_included() {
     assert_eq!(desk.fails(&Trouble::new(Cause::Closed, "")), None, "a server may end a watch");
     desk.opens("40", false);
     assert!(desk.fails(&Trouble::new(Cause::Refused, "")).is_some());
+    assert_eq!(desk.ask(), Ask::Version, "who was away may come back with another history");
+    desk.sync.reaches("41");
     desk.opens("40", false);
+}
+
+#[test]
+fn a_history_that_ends_before_what_was_seen_is_read_anew_until_it_is_believed() {
+    let mut desk = Desk::following();
+    desk.fails(&Trouble::new(Cause::Refused, ""));
+    assert_eq!(desk.ask(), Ask::Version);
+    desk.fails(&trouble(503));
+    assert_eq!(desk.ask(), Ask::Version, "that was no answer");
+    desk.sync.reaches("9");
+    let mut stale = desk.read_all(&[("a", 3)], 9).unwrap_err();
+    for _ in 2..READINGS {
+        desk.fails(&stale);
+        stale = desk.page(&[("a", 3)], 9).unwrap_err();
+    }
+    desk.fails(&stale);
+    assert_eq!(reset(desk.page(&[("a", 3)], 9)).len(), 1);
 }
 
 #[test]
@@ -374,6 +393,8 @@ fn no_failure_is_repeated_more_than_once_a_second() {
     let mut last = None;
     for _ in 0..50 {
         desk.fails(&Trouble::new(Cause::Refused, ""));
+        assert_eq!(desk.ask(), Ask::Version);
+        desk.sync.reaches("40");
         desk.ask();
         if let Some(last) = last.replace(desk.now) {
             assert!(desk.now - last >= Duration::from_secs(1));
