@@ -17,7 +17,7 @@ use super::{ApiServer, DEADLINE, Etcd, Purpose, audit};
 /// The socket on which etcd serves the API server. Unix sockets need no port, so two servers never meet, and no other
 /// program reaches the store by accident. 3.4 takes such an address only if it looks like a host and a port, and makes a
 /// socket of that name in its working folder.
-const ETCD_SOCKET: &str = "clients:1";
+pub(super) const ETCD_SOCKET: &str = "clients:1";
 
 pub(super) fn start_etcd(kind: Etcd, assets: &Assets, dir: &Path, netns: Option<NetnsFd>) -> Result<Daemon> {
     let client_url = format!("unix://{ETCD_SOCKET}");

@@ -19,6 +19,7 @@ mod nodes;
 mod pki;
 mod pods;
 mod process;
+mod restore;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -110,7 +111,7 @@ impl Default for Options {
 pub struct ApiServer {
     // Fields drop in this order: the processes end before their folder goes.
     server: Mutex<Option<Daemon>>,
-    _etcd: Daemon,
+    etcd: Mutex<Option<Daemon>>,
     agent: Agent,
     admin: OnceLock<Client>,
     dir: Workdir,
@@ -159,7 +160,7 @@ impl ApiServer {
         let etcd = start_etcd(options.etcd, &assets, dir.path(), options.netns.clone())?;
         let mut server = Self {
             server: Mutex::new(None),
-            _etcd: etcd,
+            etcd: Mutex::new(Some(etcd)),
             agent,
             admin: OnceLock::new(),
             dir,
