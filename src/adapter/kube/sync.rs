@@ -173,11 +173,6 @@ impl<K: Kind> Sync<K> {
         self.seen.as_deref()
     }
 
-    /// Everything has been read and a watch tells what changes.
-    pub(super) fn follows(&self) -> bool {
-        matches!(self.phase, Phase::Following { .. })
-    }
-
     /// What to do next. Its outcome goes to the one of the functions below that fits.
     pub(super) fn next(&mut self, now: Instant) -> Step {
         match &self.phase {

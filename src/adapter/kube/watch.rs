@@ -2,11 +2,9 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use fastrand::Rng;
-use futures_util::FutureExt as _;
-use kube::core::WatchEvent;
 use tracing::debug;
 
 use super::client::Api;
@@ -16,13 +14,6 @@ use super::wire::Events;
 use crate::lease::FromProtobuf;
 use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
-
-/// After everything that has come of a running watch was read, the next word is not looked for until then. A server sends
-/// an event in several pieces and a large cluster's heartbeats one after the other: to wake up for each piece costs more
-/// than all that is done with it. A word after a longer silence is heard at once.
-const REST: Duration = Duration::from_millis(20);
-/// How often the connection gets its turn before nothing more is taken to be there.
-const TURNS: u32 = 3;
 
 /// The newest version that was seen; shared by clones.
 pub type Seen = Rc<RefCell<Option<String>>>;
@@ -86,10 +77,9 @@ impl<K: Kind<Object: FromProtobuf>> Watcher<K> {
                 Ok(None)
             }
             Ask::Read(patience) => {
-                let rests = self.sync.follows();
                 let Some(watch) = &mut self.watch else { return self.sync.ended(Instant::now()) };
                 let said = tokio::select! {
-                    said = read(watch, rests, patience) => said,
+                    said = tokio::time::timeout(patience, watch.next()) => said,
                     () = self.api.given_up() => Ok(None),
                 };
                 match said {
@@ -110,22 +100,4 @@ impl<K: Kind<Object: FromProtobuf>> Watcher<K> {
         debug!(reason = trouble.cause.as_str(), detail = trouble.detail, "the watch of {} ended", K::PLURAL);
         self.sync.failed(trouble, Instant::now())
     }
-}
-
-/// The next word of a watch: what has come at once, what is yet to come within `patience`.
-async fn read<T: FromProtobuf>(
-    watch: &mut Events,
-    rests: bool,
-    patience: Duration,
-) -> Result<Option<Result<WatchEvent<T>, Trouble>>, tokio::time::error::Elapsed> {
-    if rests {
-        for _ in 0..TURNS {
-            if let Some(said) = watch.next().now_or_never() {
-                return Ok(said);
-            }
-            tokio::task::yield_now().await;
-        }
-        tokio::time::sleep(REST).await;
-    }
-    tokio::time::timeout(patience, watch.next()).await
 }
