@@ -15,3 +15,17 @@ pub fn set(cluster: &Cluster, key: &str, value: impl Into<Value>) -> Result<()> 
     conf.as_object_mut().context("net-conf.json is an object")?.insert(key.to_owned(), value.into());
     Ok(std::fs::write(&path, conf.to_string())?)
 }
+
+/// Has every node of the UDP backend say what daemons with `PartialChecksum` publish of themselves: a nodes file has no
+/// place where they could.
+///
+/// # Errors
+/// When the file of nodes cannot be written.
+pub fn partial_checksum(cluster: &mut Cluster) -> Result<()> {
+    let mut nodes = cluster.manifests();
+    for node in &mut nodes {
+        let caps = r#"{"MTU": 65535, "capabilities": ["ecn", "ipv6", "partial-checksum"]}"#;
+        node.annotations = vec![("flannel.alpha.coreos.com/loden".into(), caps.into())];
+    }
+    cluster.publish_only(&nodes)
+}

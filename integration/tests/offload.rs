@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use integration::net_conf;
 use integration::probe::bulk::{self, End, Stream};
 use integration::probe::capture::Capture;
 use integration::probe::sequence::{checksum_errors, in_order, never_overtaken, segmented};
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         .check("every combination of offloads on two nodes carries the same bytes", combinations)
         .check("the same on a wire that cuts segments", combinations_cut)
         .check("each rung of the ladder does without what is switched off, and says so", rungs)
+        .check("checksums that are left to the peer arrive finished", left_to_the_peer)
         .check("no kernel counts a wrong checksum", checksums)
         .check("what goes in comes out or is counted", accounts)
         .check("many flows spread over several queues, each in its order", queues)
@@ -167,6 +170,40 @@ fn rungs(lab: &mut Lab, notes: &Notes) -> Result<()> {
     }
     notes.add(format!("switched off in turn: {said}"));
     switch_off(&mut lab.cluster, ["", ""])
+}
+
+/// As between nodes that were told to by `PartialChecksum`, whatever the peer's offloads are.
+fn left_to_the_peer(_: &mut Lab, notes: &Notes) -> Result<()> {
+    let mut cluster = Cluster::builder().nodes(2).pods_per_node(1).wire(Wire::Segmented).start()?;
+    net_conf::partial_checksum(&mut cluster)?;
+    let [a, b] = ends(&cluster)?;
+    let open = || -> Result<usize> {
+        let wire = Capture::open(cluster.node("n1")?.ns(), "eth0")?;
+        segmented(a, b, 1400, 40_000)?;
+        let from_n1 = wire.datagrams(8285)?.into_iter().filter(|outer| outer.from.1 == 8285);
+        Ok(from_n1.filter(|outer| !udp_checksum_holds(&outer.payload)).count())
+    };
+    let (left, _) = wait::until("some are left open", || Ok(Some(open()?).filter(|left| *left > 0)))?;
+    notes.add(format!("of 29 datagrams {left} had an open inner checksum on the wire"));
+    for off in ["", "gro", "all"] {
+        switch_off(&mut cluster, ["", off])?;
+        carries(&cluster).map_err(|error| error.context(cluster.logs()))?;
+    }
+    for pod in cluster.pods() {
+        ensure!(checksum_errors(pod.ns())? == 0, "wrong checksums in {}", pod.name());
+    }
+    Ok(())
+}
+
+/// Whether the checksum of an IPv4 packet with UDP is that of what it carries.
+fn udp_checksum_holds(packet: &[u8]) -> bool {
+    let Ok(packet) = SlicedPacket::from_ip(packet) else { return true };
+    let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Udp(udp))) = (packet.net, packet.transport) else {
+        return true;
+    };
+    let header = udp.to_header();
+    let sum = header.calc_checksum_ipv4(&ip.header().to_header(), udp.payload());
+    sum.is_ok_and(|sum| sum == header.checksum)
 }
 
 fn checksums(lab: &mut Lab, _: &Notes) -> Result<()> {

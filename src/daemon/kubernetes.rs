@@ -88,7 +88,7 @@ impl State {
             mtu: self.mtu.get(),
             ipv6: true,
             ecn: true,
-            partial_checksum: true,
+            partial_checksum: self.conf.partial_checksum,
         };
         let (public_ip, public_ipv6) = self.public_ips();
         let published = Published {

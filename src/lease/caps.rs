@@ -15,7 +15,8 @@ pub struct LodenCaps {
     pub ipv6: bool,
     /// It combines inner and outer ECN when it decapsulates (RFC 6040).
     pub ecn: bool,
-    /// Over the UDP backend it finishes TCP and UDP checksums that were left to it.
+    /// Over the UDP backend it finishes TCP and UDP checksums that were left to it. Published only where it was asked for:
+    /// a flannel that takes the node over leaves this annotation as it is, and finishes none.
     pub partial_checksum: bool,
 }
 

@@ -250,9 +250,10 @@ pub fn finish_checksum(packet: &mut [u8], partial: PartialChecksum) -> Result<()
     if offset + 2 > part.len() {
         return Err(wrong);
     }
-    // The field holds the sum of the pseudo-header, so it needs no special care. Zero would mean "none" to UDP, and a
-    // sum of zeros alone is the only way to the other zero, so that 0xffff is right for everybody (RFC 1624 §3).
-    let checksum = Sum::default().bytes(part).udp_checksum();
+    // The field holds the sum of the pseudo-header, so it needs no special care. Zero means "none" to UDP only, and
+    // to write the zero of everybody else makes a packet that was cut the same wherever it is finished.
+    let sum = Sum::default().bytes(part);
+    let checksum = if offset == UDP_CHECKSUM { sum.udp_checksum() } else { sum.checksum() };
     write(part, offset, &checksum.to_be_bytes());
     Ok(())
 }

@@ -38,6 +38,9 @@ pub struct NetConf {
     /// `Queues`: how many queues the tunnel device has, each with a data-path thread for either direction; `None`: as
     /// fits the machine. Not in flannel.
     pub queues: Option<usize>,
+    /// `PartialChecksum`: whether peers are told that they may leave inner checksums to us. Not in flannel, which does not
+    /// know of it either when it takes over a Node that says so: hence only where somebody asks for it.
+    pub partial_checksum: bool,
     /// `Backend`: how packets get from node to node.
     pub backend: BackendConf,
 }
@@ -67,6 +70,7 @@ const KEYS: &[&str] = &[
     "Offload",
     "Spin",
     "Queues",
+    "PartialChecksum",
     "Backend",
 ];
 
@@ -103,6 +107,7 @@ impl NetConf {
             offload: offload(&root)?,
             spin: Duration::from_micros(root.integer("Spin", 0..=MAX_SPIN_MICROS)?.unwrap_or(0)),
             queues: root.integer("Queues", 1..=MAX_QUEUES)?.and_then(|queues| usize::try_from(queues).ok()),
+            partial_checksum: root.boolean("PartialChecksum")?.unwrap_or(false),
             backend,
         };
         Ok((conf, warnings))

@@ -18,7 +18,7 @@ fn the_least_is_a_network_and_means_udp() {
     assert_eq!((conf.backend.name(), conf.backend.annotation()), ("udp", ""));
     assert_eq!(conf.source_check, SourceCheck::Enforce);
     assert!(conf.offload);
-    assert!(!conf.enable_nftables);
+    assert!(!conf.enable_nftables && !conf.partial_checksum);
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
@@ -26,7 +26,8 @@ fn the_least_is_a_network_and_means_udp() {
 fn keys_in_any_case_at_every_level_and_unknown_keys_pass_with_a_warning() {
     let (conf, warnings) = ok(
         r#"{"network": "10.244.0.0/16", "enableNFtables": true, "comment": 1, "Netwrok": "",
-            "BACKEND": {"type": "UDP", "PORT": 8286, "vni": 1}, "sourcecheck": "Count", "offload": "Off", "spin": 50, "queues": 3}"#,
+            "BACKEND": {"type": "UDP", "PORT": 8286, "vni": 1}, "sourcecheck": "Count", "offload": "Off", "spin": 50, "queues": 3,
+            "partialchecksum": true}"#,
     );
     assert_eq!(conf.backend, BackendConf::Udp { port: 8286 });
     assert!(conf.enable_nftables);
@@ -34,6 +35,7 @@ fn keys_in_any_case_at_every_level_and_unknown_keys_pass_with_a_warning() {
     assert!(!conf.offload);
     assert_eq!(conf.spin, Duration::from_micros(50));
     assert_eq!(conf.queues, Some(3));
+    assert!(conf.partial_checksum);
     assert_eq!(
         warnings,
         [

@@ -23,7 +23,7 @@ use crate::measure::Measure;
 use crate::paths::{Kind, Path};
 use crate::report::Results;
 
-const USAGE: &str = "usage: bench-net [--quick] [--out DIRECTORY] [--rounds N] [--seconds S] [--only WORD]";
+const USAGE: &str = "usage: bench-net [--quick] [--out DIRECTORY] [--rounds N] [--seconds S] [--only WORD] [--partial-checksum]";
 
 /// What the command line asks for.
 struct Options {
@@ -32,6 +32,8 @@ struct Options {
     rounds: usize,
     length: Duration,
     only: String,
+    /// Loden as with `PartialChecksum` in its net-conf.json.
+    partial_checksum: bool,
 }
 
 fn main() -> ExitCode {
@@ -45,8 +47,14 @@ fn main() -> ExitCode {
 }
 
 fn options() -> Result<Options> {
-    let mut options =
-        Options { quick: false, out: None, rounds: 0, length: Duration::ZERO, only: String::new() };
+    let mut options = Options {
+        quick: false,
+        out: None,
+        rounds: 0,
+        length: Duration::ZERO,
+        only: String::new(),
+        partial_checksum: false,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().context(USAGE);
@@ -56,6 +64,7 @@ fn options() -> Result<Options> {
             "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
             "--seconds" => options.length = Duration::from_secs_f64(value()?.parse().context("--seconds")?),
             "--only" => options.only = value()?,
+            "--partial-checksum" => options.partial_checksum = true,
             _ => bail!(USAGE),
         }
     }
@@ -102,8 +111,10 @@ fn run(options: &Options) -> Result<()> {
 }
 
 fn setting(options: &Options, name: &str, wire: Wire, mtu: u32) -> Result<Results> {
-    let paths: Vec<Path> =
-        Kind::ALL.into_iter().map(|kind| Path::build(kind, wire, mtu)).collect::<Result<_>>()?;
+    let paths: Vec<Path> = Kind::ALL
+        .into_iter()
+        .map(|kind| Path::build(kind, wire, mtu, options.partial_checksum))
+        .collect::<Result<_>>()?;
     let measures = if options.quick { &Measure::QUICK[..] } else { &Measure::ALL[..] };
     let mut results = Results::default();
     for round in 1..=options.rounds {

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
+use integration::net_conf;
 use integration::netns::Netns;
 use integration::probe::bulk::End;
 use integration::topology::{Cluster, Wire};
@@ -40,17 +41,20 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    pub(crate) fn build(kind: Kind, wire: Wire, mtu: u32) -> Result<Self> {
+    pub(crate) fn build(kind: Kind, wire: Wire, mtu: u32, partial_checksum: bool) -> Result<Self> {
         let builder = Cluster::builder().nodes(2).pods_per_node(1).wire(wire).mtu(mtu).launch(|launch| {
             // The kernel's VXLAN has no rules here either, and rules mean connection tracking.
             launch.unset("--ip-masq").env("FLANNELD_IPTABLES_FORWARD_RULES", "false")
         });
-        let cluster = match kind {
+        let mut cluster = match kind {
             Kind::Host => builder.build()?,
             Kind::Vxlan => vxlan(builder.build()?, mtu - 50)?,
             Kind::Plain => builder.launch(plain).start()?,
             Kind::Offload => builder.start()?,
         };
+        if kind == Kind::Offload && partial_checksum {
+            net_conf::partial_checksum(&mut cluster)?;
+        }
         Ok(Self { kind, cluster })
     }
 
