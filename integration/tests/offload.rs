@@ -330,7 +330,7 @@ fn half(lab: &mut Lab, notes: &Notes) -> Result<()> {
             }
             disturbed += 1;
             ensure!(
-                disturbed < 5 * CLEAN,
+                disturbed <= CLEAN / 2,
                 "{disturbed} rounds of half a second lost something and {clean} did not; {} of {} in the last one, \
                  at {:.0} per second",
                 paced.lost(),
