@@ -3,33 +3,26 @@
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::future::Future;
-use std::io;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use http::{HeaderValue, Uri, header};
+use http::{HeaderValue, header};
 use http_body_util::{BodyExt as _, Limited};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
-use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::core::v1::Event;
+use kube::Client;
 use kube::api::{ListParams, Patch, PatchParams, PostParams, WatchParams};
-use kube::client::{Body, ClientBuilder, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::client::Body;
 use kube::core::Request;
-use kube::{Client, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest as _, Sha256};
-use tokio::sync::Notify;
-use tower::{BoxError, Service, ServiceBuilder};
 
 use super::events;
 use super::publish::StatusPatch;
-use super::trouble::{Cause, Overloaded, Trouble};
+use super::server::Server;
+use super::trouble::{Cause, Trouble};
 use super::wire::{self, Events};
 use crate::config::PodIdentity;
 use crate::lease::FromProtobuf;
@@ -58,16 +51,6 @@ const PAGE: u32 = 500;
 const REQUEST: Duration = Duration::from_secs(10);
 /// Until a page has arrived whole.
 const WHOLE_PAGE: Duration = Duration::from_secs(30);
-/// The system's resolver gives a name server that is silent 5 s before it asks the next one.
-const RESOLVE: Duration = Duration::from_secs(8);
-const CONNECT: Duration = Duration::from_secs(5);
-
-/// A peer that vanished without a word is noticed after 25 s by keep-alive, or 20 s when something was sent to it.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_PROBES: u32 = 3;
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// Largest page, bytes.
 const LARGEST_PAGE: usize = 256 << 20;
 /// Longest explanation of a failure, bytes.
@@ -87,15 +70,12 @@ pub(super) struct PageMeta {
     pub(super) next: Option<String>,
 }
 
-/// The API server; clones share connections.
+/// The API server, and connections to it that clones share.
 #[derive(Clone)]
 pub struct Api {
-    config: Rc<Config>,
-    client: Rc<RefCell<Client>>,
-    /// Rings when all connections are given up.
-    given_up: Rc<Notify>,
-    url: String,
-    authority: String,
+    server: Arc<Server>,
+    /// The connections, and how often this machine had moved when they were made.
+    client: RefCell<(u64, Client)>,
 }
 
 impl Api {
@@ -105,69 +85,58 @@ impl Api {
     /// # Errors
     /// The kubeconfig cannot be read, or asks for something that we do not do.
     pub async fn new(url: Option<&str>, kubeconfig: Option<&Path>) -> Result<Self> {
-        let url = url.map(parse_url).transpose()?;
-        let mut config = match (kubeconfig, &url) {
-            (Some(path), _) => from_file(path).await.with_context(|| format!("--kubeconfig-file {}", path.display()))?,
-            (None, Some(url)) => Config::new(url.clone()),
-            (None, None) => Config::incluster().context(
-                "no way to the Kubernetes API: this is not a pod with a service account; give --kubeconfig-file",
-            )?,
-        };
-        if let Some(url) = url {
-            config.cluster_url = url;
-        }
-        if config.proxy_url.take().is_some() {
-            tracing::warn!(
-                "the API server is asked directly: proxies (proxy-url, HTTPS_PROXY) are not supported"
-            );
-        }
-        Self::with(config)
+        Self::to(Arc::new(Server::find(url, kubeconfig).await?))
     }
 
-    fn with(mut config: Config) -> Result<Self> {
-        let [version, _] = crate::VERSION;
-        let agent = HeaderValue::try_from(format!("flanneld-loden/{version}")).context("the user agent")?;
-        config.headers.push((header::USER_AGENT, agent));
-        Ok(Self {
-            client: Rc::new(RefCell::new(connections(&config)?)),
-            given_up: Rc::default(),
-            url: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
-            authority: fingerprint(config.root_cert.as_deref()),
-            config: Rc::new(config),
-        })
+    fn to(server: Arc<Server>) -> Result<Self> {
+        let client = (server.moves(), server.connections()?);
+        Ok(Self { client: RefCell::new(client), server })
     }
 
-    /// Gives up all connections: answers to an address that this machine had do not come any more.
+    /// The same server, over connections that belong to the runtime that this is called in.
+    pub(super) fn apart(&self) -> Result<Self> {
+        Self::to(Arc::clone(&self.server))
+    }
+
+    /// Gives up all connections, of other threads too: answers to an address that this machine had do not come any more.
     pub fn reconnect(&self) {
-        match connections(&self.config) {
-            Ok(fresh) => drop(self.client.replace(fresh)),
-            Err(error) => tracing::warn!("connections to the Kubernetes API stay as they are: {error:#}"),
-        }
-        self.given_up.notify_waiters();
+        self.server.moved();
     }
 
-    /// Waits until the connections that are there now are given up.
+    /// Waits until the connections that were last used are given up.
     pub(super) async fn given_up(&self) {
-        self.given_up.notified().await;
+        let made = self.client.borrow().0;
+        self.server.moved_since(made).await;
     }
 
     fn client(&self) -> Client {
-        self.client.borrow().clone()
+        let mut client = self.client.borrow_mut();
+        let moves = self.server.moves();
+        if client.0 != moves {
+            client.0 = moves;
+            match self.server.connections() {
+                Ok(fresh) => client.1 = fresh,
+                Err(error) => {
+                    tracing::warn!("connections to the Kubernetes API stay as they are: {error:#}");
+                }
+            }
+        }
+        client.1.clone()
     }
 
     /// The server's address, for people.
     pub fn url(&self) -> &str {
-        &self.url
+        self.server.url()
     }
 
     /// What tells the cluster's certificate authority from others.
     pub fn authority(&self) -> &str {
-        &self.authority
+        self.server.authority()
     }
 
     /// `trouble` as one line that names the server.
     pub fn describe(&self, trouble: &impl Display) -> String {
-        format!("Kubernetes API at {}: {trouble}", self.url)
+        format!("Kubernetes API at {}: {trouble}", self.url())
     }
 
     /// The node that a pod runs on.
@@ -304,52 +273,6 @@ impl Api {
     }
 }
 
-/// A client without connections yet.
-fn connections(config: &Config) -> Result<Client> {
-    let mut tcp = HttpConnector::new_with_resolver(tower::service_fn(resolve));
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT));
-    tcp.set_keepalive(Some(KEEPALIVE));
-    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-    tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    let tls = config
-        .rustls_https_connector_with_connector(tcp)
-        .context("the certificates for the Kubernetes API cannot be used")?;
-    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().context("the credentials for the Kubernetes API cannot be used")?)
-        .layer(config.extra_headers_layer().context("the headers for the Kubernetes API cannot be used")?)
-        .map_result(|answer: Result<_, _>| rest_asked_for(answer.map_err(BoxError::from)?))
-        .service(http);
-    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
-}
-
-fn fingerprint(certificates: Option<&[Vec<u8>]>) -> String {
-    let Some(certificates) = certificates else { return "the system's".to_owned() };
-    let digest = certificates.iter().fold(Sha256::new(), |digest, der| digest.chain_update(der)).finalize();
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The client library keeps an error's body and drops its headers, but only a header says how long to wait.
-fn rest_asked_for<B>(answer: http::Response<B>) -> Result<http::Response<B>, BoxError> {
-    let header = answer.headers().get(header::RETRY_AFTER).filter(|_| answer.status() == 429);
-    match header.and_then(|value| value.to_str().ok()?.parse().ok()) {
-        Some(seconds) => Err(Overloaded { retry_after: Duration::from_secs(seconds) }.into()),
-        None => Ok(answer),
-    }
-}
-
-/// Without a limit of its own, a resolver that hangs would look like a server that does.
-async fn resolve(name: Name) -> io::Result<<GaiResolver as Service<Name>>::Response> {
-    match tokio::time::timeout(RESOLVE, GaiResolver::new().call(name)).await {
-        Ok(found) => found,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the name servers do not answer")),
-    }
-}
-
 fn built<T>(request: Result<T, impl Display>) -> Result<T, Trouble> {
     request.map_err(|error| Trouble::new(Cause::Other, &error.to_string()))
 }
@@ -373,27 +296,6 @@ async fn whole(body: Body, largest: usize) -> Result<Bytes, Trouble> {
             Err(error) => Trouble::new(Cause::BadAnswer, &error.to_string()),
         }),
     }
-}
-
-fn parse_url(text: &str) -> Result<Uri> {
-    let url: Uri = text
-        .parse()
-        .ok()
-        .filter(|url: &Uri| url.host().is_some() && url.scheme().is_some())
-        .with_context(|| format!("--kube-api-url {text:?} is not a URL: write https://HOST:PORT"))?;
-    Ok(url)
-}
-
-async fn from_file(path: &Path) -> Result<Config> {
-    let kubeconfig = Kubeconfig::read_from(path)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
-        bail!(
-            "its user logs in by running a program (exec, auth-provider), and this daemon runs none: give that user a \
-             token, a tokenFile or a client certificate"
-        );
-    }
-    Ok(config)
 }
 
 /// The client library puts names into the path as they are.

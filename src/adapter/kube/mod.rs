@@ -14,6 +14,7 @@ pub mod events;
 mod nodes;
 mod pods;
 pub mod publish;
+mod server;
 mod sync;
 mod trouble;
 mod watch;
