@@ -47,7 +47,7 @@ impl Memory {
     /// What is remembered; versions older than that will be doubted.
     pub(super) fn recall(&self) -> Option<Remembered> {
         let remembered = cache::load(&self.path, &self.scope)?;
-        self.seen.replace(remembered.version.clone());
+        self.seen.send_replace(remembered.version.clone());
         Some(remembered)
     }
 

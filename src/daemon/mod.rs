@@ -72,12 +72,12 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             let metrics = start.state.metrics.api(&kubernetes::reasons())?;
             let memory = Memory::of(&start.state, &api);
             let remembered = memory.recall();
-            let leases = KubeNodes::new(api.clone(), prefix, memory.seen.clone(), metrics.clone());
+            let leases = KubeNodes::watch(&api, prefix, memory.seen.clone(), metrics.clone())?;
             spawn_local(memory.clone().keep(start.state.clone()));
             let connections = api.clone();
             start.state.on_move.replace(Some(Box::new(move || connections.reconnect())));
             if start.state.args.pod_routes {
-                spawn_local(pods::follow(start.state.clone(), KubePods::new(api.clone(), metrics.clone())));
+                spawn_local(pods::follow(start.state.clone(), KubePods::watch(&api, metrics.clone())?));
             }
             spawn_local(kubernetes::tell(start.state.clone(), api.clone(), metrics.clone()));
             spawn_local(kubernetes::publish(start.state.clone(), api, metrics));

@@ -43,7 +43,7 @@ pub mod name {
 pub(super) const MAX_BYTES: usize = 4096;
 
 /// The annotations under our prefix, as they were written.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "one field per constant of the module `name`, documented there")]
 pub struct Annotations {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Annotations;
 
 /// The parts of a Kubernetes Node that matter here, as they were written.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NodeFacts {
     /// `metadata.name`.

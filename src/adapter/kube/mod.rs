@@ -6,6 +6,7 @@
 //! patch nodes/status, create Events (and, only where `NODE_NAME` is not set, get its own Pod; only with `--pod-routes`,
 //! list and watch Pods).
 
+mod aside;
 mod backoff;
 mod client;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub mod events;
 mod nodes;
 mod pods;
 pub mod publish;
+mod rest;
 mod server;
 mod sync;
 mod trouble;

@@ -1,45 +1,36 @@
 //! Nodes of the cluster as a source of leases.
 
-use std::pin::Pin;
-use std::time::Instant;
-
-use futures_util::stream::{self, Stream, StreamExt as _};
+use anyhow::Result;
 use tracing::warn;
 
+use super::aside::Aside;
 use super::client::{Api, Collection};
 use super::sync::Kind;
 use super::trouble::Cause;
-use super::watch::{Seen, Watcher};
+use super::watch::Seen;
 use crate::config::AnnotationPrefix;
 use crate::lease::{NodeFacts, NodeObject};
 use crate::ports::{Arrival, LeaseSource};
 use crate::telemetry::api::ApiMetrics;
 
 /// A [`LeaseSource`] that watches the Nodes of a cluster.
-pub struct KubeNodes {
-    /// Holds the future of the next event, so that [`KubeNodes::next`] can be dropped while it waits without losing it.
-    arrivals: Pin<Box<dyn Stream<Item = Arrival>>>,
-}
+pub struct KubeNodes(Aside<NodeFacts>);
 
 impl KubeNodes {
-    /// Annotations are taken from under `prefix`; the newest version is kept in `seen`, and what is older than the one
-    /// that is there now will be doubted. Nothing is asked before the first [`KubeNodes::next`].
-    pub fn new(api: Api, prefix: AnnotationPrefix, seen: Seen, metrics: ApiMetrics) -> Self {
-        let watcher = Watcher::new(Nodes { prefix }, seen, api, metrics);
-        let arrivals = stream::unfold(watcher, async |mut watcher| {
-            let event = watcher.next().await;
-            Some((Arrival { event, at: Instant::now() }, watcher))
-        });
-        Self { arrivals: Box::pin(arrivals) }
+    /// Begins to watch. Annotations are taken from under `prefix`; the newest version is kept in `seen`, and what is older
+    /// than the one that is there now will be doubted.
+    ///
+    /// # Errors
+    /// There is no thread to be had, or no way to the server.
+    pub fn watch(api: &Api, prefix: AnnotationPrefix, seen: Seen, metrics: ApiMetrics) -> Result<Self> {
+        Aside::watch(Nodes { prefix }, seen, api, metrics).map(Self)
     }
 }
 
 impl LeaseSource for KubeNodes {
     async fn next(&mut self) -> Arrival {
-        match self.arrivals.next().await {
-            Some(arrival) => arrival,
-            None => std::future::pending().await,
-        }
+        let (event, at) = self.0.next().await;
+        Arrival { event, at }
     }
 }
 
@@ -56,6 +47,10 @@ impl Kind for Nodes {
 
     fn key(object: &NodeObject) -> String {
         object.name().to_owned()
+    }
+
+    fn name(facts: &NodeFacts) -> &str {
+        &facts.name
     }
 
     fn version(object: &NodeObject) -> Option<&str> {

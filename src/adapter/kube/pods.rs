@@ -2,26 +2,31 @@
 
 use std::time::Instant;
 
+use anyhow::Result;
+
+use super::aside::Aside;
 use super::client::{Api, Collection};
 use super::sync::Kind;
-use super::watch::{Seen, Watcher};
+use super::watch::Seen;
 use crate::lease::{PodFacts, PodObject};
 use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
 
 /// A watch of all Pods. It is apart from that of Nodes: neither waits for the other or fails with it.
-pub struct KubePods(Watcher<Pods>);
+pub struct KubePods(Aside<PodFacts>);
 
 impl KubePods {
-    /// Nothing is asked before the first [`KubePods::next`].
-    pub fn new(api: Api, metrics: ApiMetrics) -> Self {
-        Self(Watcher::new(Pods, Seen::default(), api, metrics))
+    /// Begins to watch.
+    ///
+    /// # Errors
+    /// There is no thread to be had, or no way to the server.
+    pub fn watch(api: &Api, metrics: ApiMetrics) -> Result<Self> {
+        Aside::watch(Pods, Seen::default(), api, metrics).map(Self)
     }
 
-    /// Waits for the next thing that is said of Pods, and says when it was. What was begun is lost if this is dropped.
+    /// Waits for the next thing that is said of Pods, and says when it came.
     pub async fn next(&mut self) -> (News<PodFacts>, Instant) {
-        let news = self.0.next().await;
-        (news, Instant::now())
+        self.0.next().await
     }
 }
 
@@ -37,6 +42,10 @@ impl Kind for Pods {
 
     fn key(object: &PodObject) -> String {
         object.name()
+    }
+
+    fn name(facts: &PodFacts) -> &str {
+        &facts.name
     }
 
     fn version(object: &PodObject) -> Option<&str> {

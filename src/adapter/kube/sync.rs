@@ -15,8 +15,10 @@
 //!   one is found within half a minute. In a large cluster a watch is never silent that long, so this costs nothing there.
 
 mod initial;
+mod known;
 
 use std::cmp::Ordering;
+use std::hash::Hash;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,7 @@ use kube::core::watch::Bookmark;
 use tracing::{debug, info, warn};
 
 use self::initial::Initial;
+use self::known::Known;
 use super::backoff::Backoff;
 use super::client::{Collection, Page};
 use super::trouble::{Cause, Trouble};
@@ -73,10 +76,12 @@ pub(super) trait Kind {
     /// One of them as it is decoded.
     type Object;
     /// What is said of one.
-    type Facts;
+    type Facts: Hash;
 
     /// What tells it from others of its kind.
     fn key(object: &Self::Object) -> String;
+    /// The same, of what is said of it.
+    fn name(facts: &Self::Facts) -> &str;
     /// `metadata.resourceVersion`.
     fn version(object: &Self::Object) -> Option<&str>;
     /// What matters of it; `None`, with a word in the log, if it is not what it should be.
@@ -108,6 +113,7 @@ pub(super) struct Sync<K: Kind> {
     kind: K,
     rng: Rng,
     phase: Phase<K::Facts>,
+    known: Known,
     /// Where to go on; `None` when everything has to be read.
     at: Option<String>,
     /// The newest version that was ever seen.
@@ -152,6 +158,7 @@ impl<K: Kind> Sync<K> {
             kind,
             rng,
             phase: Phase::Idle { pause: Duration::ZERO },
+            known: Known::default(),
             at: None,
             seen,
             doubts: 0,
@@ -171,6 +178,11 @@ impl<K: Kind> Sync<K> {
     /// The newest version that was ever seen.
     pub(super) fn seen(&self) -> Option<&str> {
         self.seen.as_deref()
+    }
+
+    /// Everything is known, and changes are waited for.
+    pub(super) fn follows(&self) -> bool {
+        matches!(self.phase, Phase::Following { .. })
     }
 
     /// What to do next. Its outcome goes to the one of the functions below that fits.
@@ -286,26 +298,31 @@ impl<K: Kind> Sync<K> {
                 Ok(self.accepted())
             }
             (_, WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                let fresh = self.heard(&object)?;
+                let (fresh, restored) = self.heard(&object)?;
                 let facts = if fresh { self.kind.facts(object) } else { None };
-                Ok(facts.map(|facts| News::Apply(Box::new(facts))))
+                let news = facts.filter(|facts| self.known.is_news(K::name(facts), facts));
+                Ok(news.map(|facts| News::Apply(Box::new(facts))).or(restored))
             }
             (_, WatchEvent::Deleted(object)) => {
-                let fresh = self.heard(&object)?;
-                Ok(fresh.then(|| News::Delete(K::key(&object))))
+                let (fresh, restored) = self.heard(&object)?;
+                let key = K::key(&object);
+                if fresh {
+                    self.known.forget(&key);
+                }
+                Ok(fresh.then_some(News::Delete(key)).or(restored))
             }
         }
     }
 
-    /// An event: whether it is news. A duplicate is not.
-    fn heard(&mut self, object: &K::Object) -> Result<bool, Trouble> {
+    /// An event: whether it is another than the last, and whether with it the server can be read again.
+    fn heard(&mut self, object: &K::Object) -> Result<(bool, Option<News<K::Facts>>), Trouble> {
         let fresh = self.advance(K::version(object))?;
-        self.accepted();
+        let restored = self.accepted();
         if let Phase::Following { spoke, .. } = &mut self.phase {
             *spoke = true;
         }
         self.quiet = false;
-        Ok(fresh)
+        Ok((fresh, restored))
     }
 
     /// The watch has come to `version`. `false` if it was there already.
@@ -354,6 +371,7 @@ impl<K: Kind> Sync<K> {
         self.backoff.share_with(all.len());
         self.phase = Phase::idle();
         self.accepted();
+        self.known.reset(all.iter().map(|facts| (K::name(facts), facts)));
         Ok(News::Reset(all))
     }
 

@@ -1,13 +1,14 @@
 //! The watch of all objects of a [`Kind`]: carries out what [`Sync`] asks for.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use fastrand::Rng;
+use tokio::sync;
 use tracing::debug;
 
 use super::client::Api;
+use super::rest::Rest;
 use super::sync::{Ask, Kind, Sync};
 use super::trouble::Trouble;
 use super::wire::Events;
@@ -16,7 +17,7 @@ use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
 
 /// The newest version that was seen; shared by clones.
-pub type Seen = Rc<RefCell<Option<String>>>;
+pub type Seen = Arc<sync::watch::Sender<Option<String>>>;
 
 /// Lists and watches, and says what is new.
 pub(super) struct Watcher<K: Kind> {
@@ -25,17 +26,18 @@ pub(super) struct Watcher<K: Kind> {
     metrics: ApiMetrics,
     watch: Option<Events>,
     seen: Seen,
+    rest: Arc<Rest>,
 }
 
 impl<K: Kind<Object: FromProtobuf>> Watcher<K> {
     /// Nothing is asked before the first [`Watcher::next`]. What is older than the version in `seen` will be doubted.
-    pub(super) fn new(kind: K, seen: Seen, api: Api, metrics: ApiMetrics) -> Self {
+    pub(super) fn new(kind: K, seen: Seen, api: Api, metrics: ApiMetrics, rest: Arc<Rest>) -> Self {
         let sync = Sync::new(kind, seen.borrow().clone(), Rng::new());
-        Self { sync, api, metrics, watch: None, seen }
+        Self { sync, api, metrics, watch: None, seen, rest }
     }
 
-    /// Waits for the next thing to say. What was begun is lost if this is dropped.
-    pub(super) async fn next(&mut self) -> News<K::Facts> {
+    /// Waits for the next thing to say, and says when it came. What was begun is lost if this is dropped.
+    pub(super) async fn next(&mut self) -> (News<K::Facts>, Instant) {
         loop {
             let step = self.sync.next(Instant::now());
             if !matches!(step.ask, Ask::Read(_)) {
@@ -45,14 +47,21 @@ impl<K: Kind<Object: FromProtobuf>> Watcher<K> {
                 tokio::time::sleep(step.pause).await;
             }
             let news = self.ask(step.ask).await.unwrap_or_else(|trouble| self.failed(&trouble));
-            if self.seen.borrow().as_deref() != self.sync.seen() {
-                self.seen.replace(self.sync.seen().map(str::to_owned));
-            }
-            match news {
-                Some(News::Trouble(text)) => return News::Trouble(self.api.describe(&text)),
-                Some(news) => return news,
-                None => {}
-            }
+            self.seen.send_if_modified(|seen| {
+                let modified = seen.as_deref() != self.sync.seen();
+                if modified {
+                    *seen = self.sync.seen().map(str::to_owned);
+                }
+                modified
+            });
+            self.rest.allow(news.is_none() && self.sync.follows());
+            let Some(news) = news else { continue };
+            let news = match news {
+                News::Trouble(text) => News::Trouble(self.api.describe(&text)),
+                news => news,
+            };
+            let now = Instant::now();
+            return (news, now.checked_sub(self.rest.waited()).unwrap_or(now));
         }
     }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::lease::protobuf::{self, given};
 
 /// What a source says about one Pod.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct PodFacts {
     /// `namespace/name`.
     pub name: String,

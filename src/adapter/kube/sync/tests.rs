@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::adapter::kube::client::PageMeta;
 
-/// An object with a name and a version; what matters of it is both.
+/// An object with a name and a version; what matters of it is both, or the name and a worth that it has.
 struct Things;
 
 type Thing = serde_json::Value;
@@ -24,12 +24,17 @@ impl Kind for Things {
         object["name"].as_str().unwrap_or_default().to_owned()
     }
 
+    fn name(facts: &Fact) -> &str {
+        &facts.0
+    }
+
     fn version(object: &Thing) -> Option<&str> {
         object["version"].as_str()
     }
 
     fn facts(&self, object: Thing) -> Option<Fact> {
-        Some((Self::key(&object), Self::version(&object)?.parse().ok()?))
+        let worth = object["worth"].as_u64();
+        Some((Self::key(&object), worth.or_else(|| Self::version(&object)?.parse().ok())?))
     }
 }
 
@@ -136,6 +141,36 @@ fn what_is_there_and_what_changes() {
     assert!(
         matches!(desk.said(WatchEvent::Deleted(thing("b", 12))), Ok(Some(News::Delete(name))) if name == "b")
     );
+}
+
+/// The same thing once more: another version of it, in which nothing that matters is different.
+fn heartbeat(version: u64) -> WatchEvent<Thing> {
+    WatchEvent::Modified(json!({ "name": "b", "version": version.to_string(), "worth": 5 }))
+}
+
+#[test]
+fn what_is_said_again_is_no_news_until_it_was_gone() {
+    let mut desk = Desk::following();
+    assert!(matches!(desk.said(heartbeat(11)), Ok(None)), "as it was in the list");
+    desk.said(WatchEvent::Modified(thing("b", 12))).unwrap().expect("it is another now");
+    assert!(matches!(desk.said(heartbeat(13)), Ok(Some(News::Apply(fact))) if fact.1 == 5));
+    assert!(matches!(desk.said(heartbeat(14)), Ok(None)));
+    desk.said(WatchEvent::Deleted(thing("b", 15))).unwrap().expect("it is gone");
+    assert!(matches!(desk.said(heartbeat(16)), Ok(Some(News::Apply(fact))) if fact.1 == 5));
+    assert_eq!(desk.sync.seen(), Some("16"), "what is no news counts as seen");
+}
+
+#[test]
+fn a_server_that_can_be_read_again_says_so_by_what_is_no_news_too() {
+    let mut desk = Desk::following();
+    assert!(desk.fails(&Trouble::new(Cause::Refused, "")).is_some());
+    assert_eq!(desk.ask(), Ask::Version);
+    desk.sync.reaches("10");
+    assert!(!desk.sync.follows());
+    desk.opens("10", false);
+    assert!(desk.sync.follows());
+    assert!(matches!(desk.said(heartbeat(11)), Ok(Some(News::Restored))));
+    assert!(matches!(desk.said(heartbeat(12)), Ok(None)));
 }
 
 #[test]
