@@ -63,7 +63,8 @@ fn failure(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The control plane is one thread: it waits most of the time, and nothing in it can race.
+/// The control plane is one thread, and one for each watch of the API server: it waits most of the time, and nothing in it
+/// can race.
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -14,11 +14,12 @@
 //!   soon, which a server announces by a bookmark: so each word or end proves that the server is alive, and a silent
 //!   one is found within half a minute. In a large cluster a watch is never silent that long, so this costs nothing there.
 
+mod ask;
 mod initial;
+mod kind;
 mod known;
 
 use std::cmp::Ordering;
-use std::hash::Hash;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -27,10 +28,12 @@ use kube::core::WatchEvent;
 use kube::core::watch::Bookmark;
 use tracing::{debug, info, warn};
 
+pub(super) use self::ask::{Ask, Step};
 use self::initial::Initial;
+pub(super) use self::kind::Kind;
 use self::known::Known;
 use super::backoff::Backoff;
-use super::client::{Collection, Page};
+use super::client::Page;
 use super::trouble::{Cause, Trouble};
 use crate::ports::News;
 
@@ -64,49 +67,6 @@ const WARM_UP: u32 = 3;
 const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Marks the bookmark that ends the initial part of a streaming list (KEP-3157).
 const LIST_END: &str = "k8s.io/initial-events-end";
-
-/// What is watched: objects of one kind, decoded to what is used of them.
-pub(super) trait Kind {
-    /// Where the API server has them.
-    const COLLECTION: Collection;
-    /// What they are called in the log.
-    const PLURAL: &'static str;
-    /// What to do when we may not read them.
-    const FORBIDDEN: &'static str;
-    /// One of them as it is decoded.
-    type Object;
-    /// What is said of one.
-    type Facts: Hash;
-
-    /// What tells it from others of its kind.
-    fn key(object: &Self::Object) -> String;
-    /// The same, of what is said of it.
-    fn name(facts: &Self::Facts) -> &str;
-    /// `metadata.resourceVersion`.
-    fn version(object: &Self::Object) -> Option<&str>;
-    /// What matters of it; `None`, with a word in the log, if it is not what it should be.
-    fn facts(&self, object: Self::Object) -> Option<Self::Facts>;
-}
-
-/// What to do next, after a pause.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Step {
-    pub(super) pause: Duration,
-    pub(super) ask: Ask,
-}
-
-/// A question to the API server.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// Open a watch; with `whole` it begins with everything that there is.
-    Watch { version: String, whole: bool, lasts: Duration },
-    /// Read a page of everything: the first, or the one that this token stands for.
-    Page(Option<String>),
-    /// Ask how far the server's history goes.
-    Version,
-    /// Wait for the next word of the open watch, for this long.
-    Read(Duration),
-}
 
 /// Where we are.
 pub(super) struct Sync<K: Kind> {
@@ -298,13 +258,15 @@ impl<K: Kind> Sync<K> {
                 Ok(self.accepted())
             }
             (_, WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                let (fresh, restored) = self.heard(&object)?;
+                let fresh = self.heard(&object)?;
+                let restored = self.accepted();
                 let facts = if fresh { self.kind.facts(object) } else { None };
                 let news = facts.filter(|facts| self.known.is_news(K::name(facts), facts));
                 Ok(news.map(|facts| News::Apply(Box::new(facts))).or(restored))
             }
             (_, WatchEvent::Deleted(object)) => {
-                let (fresh, restored) = self.heard(&object)?;
+                let fresh = self.heard(&object)?;
+                let restored = self.accepted();
                 let key = K::key(&object);
                 if fresh {
                     self.known.forget(&key);
@@ -314,15 +276,14 @@ impl<K: Kind> Sync<K> {
         }
     }
 
-    /// An event: whether it is another than the last, and whether with it the server can be read again.
-    fn heard(&mut self, object: &K::Object) -> Result<(bool, Option<News<K::Facts>>), Trouble> {
+    /// An event: whether it is another than the last.
+    fn heard(&mut self, object: &K::Object) -> Result<bool, Trouble> {
         let fresh = self.advance(K::version(object))?;
-        let restored = self.accepted();
         if let Phase::Following { spoke, .. } = &mut self.phase {
             *spoke = true;
         }
         self.quiet = false;
-        Ok((fresh, restored))
+        Ok(fresh)
     }
 
     /// The watch has come to `version`. `false` if it was there already.

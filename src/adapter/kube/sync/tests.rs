@@ -5,7 +5,7 @@ use kube::core::{Status, WatchEvent};
 use serde_json::json;
 
 use super::*;
-use crate::adapter::kube::client::PageMeta;
+use crate::adapter::kube::client::{Collection, PageMeta};
 
 /// An object with a name and a version; what matters of it is both, or the name and a worth that it has.
 struct Things;
