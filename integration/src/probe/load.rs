@@ -218,24 +218,34 @@ pub fn round_trips(from: End<'_>, to: End<'_>, length: Duration) -> Result<Vec<f
 /// Connections per second that are made, answered with one byte and closed, one after the other.
 ///
 /// # Errors
-/// When one fails.
+/// When more than one in a hundred fails. Single ones do where packets are lost: they come from a port whose last
+/// connection the other end has not seen the end of.
 pub fn connections(from: End<'_>, to: End<'_>, length: Duration) -> Result<f64> {
     let server = Echo::start(to)?;
     let address = server.address;
-    let (start, mut made) = (Instant::now(), 0_u32);
+    let (start, mut made, mut failed) = (Instant::now(), 0_u32, 0_u32);
     from.ns.run(|| {
         while start.elapsed() < length {
-            let mut stream = TcpStream::connect_timeout(&address, SILENCE)?;
-            // Closed by a reset, or the ports of one second would be waiting for a minute.
-            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-            stream.set_nodelay(true)?;
-            stream.write_all(&[1])?;
-            stream.read_exact(&mut [0; 1])?;
-            made += 1;
+            match connection(address) {
+                Ok(()) => made += 1,
+                Err(error) => {
+                    failed += 1;
+                    ensure!(failed <= 1 + made / 100, "connection {}: {error}", made + failed);
+                }
+            }
         }
         Ok(())
     })?;
     let took = start.elapsed().as_secs_f64();
     server.stop(from)?;
     Ok(f64::from(made) / took)
+}
+
+fn connection(to: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, SILENCE)?;
+    // Closed by a reset, or the ports of one second would be waiting for a minute.
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&[1])?;
+    stream.read_exact(&mut [0; 1])
 }

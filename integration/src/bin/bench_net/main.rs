@@ -92,21 +92,29 @@ fn run(options: &Options) -> Result<()> {
         let results = setting(options, name, wire, mtu)?;
         println!("\n### {name}\n\n{}", results.table());
         all.push((name.to_owned(), results));
+        // What was measured for minutes is not lost if something fails in the next setting.
+        if let Some(out) = &options.out {
+            write(options, out, &all)?;
+        }
     }
     if let Some(out) = &options.out {
-        std::fs::create_dir_all(out)?;
-        let json: serde_json::Map<_, _> =
-            all.iter().map(|(name, results)| (name.clone(), results.json())).collect();
-        let about =
-            json!({ "rounds": options.rounds, "seconds": options.length.as_secs_f64(), "kernel": kernel() });
-        let text = serde_json::to_string_pretty(&json!({ "about": about, "settings": json }))?;
-        std::fs::write(out.join("net.json"), text + "\n")?;
-        std::fs::write(out.join("net.svg"), report::picture(&all))?;
-        let tables: Vec<_> =
-            all.iter().map(|(name, results)| format!("### {name}\n\n{}", results.table())).collect();
-        std::fs::write(out.join("net.md"), tables.join("\n"))?;
         println!("net.json, net.svg and net.md are in {}", out.display());
     }
+    Ok(())
+}
+
+fn write(options: &Options, out: &std::path::Path, all: &[(String, Results)]) -> Result<()> {
+    std::fs::create_dir_all(out)?;
+    let json: serde_json::Map<_, _> =
+        all.iter().map(|(name, results)| (name.clone(), results.json())).collect();
+    let about =
+        json!({ "rounds": options.rounds, "seconds": options.length.as_secs_f64(), "kernel": kernel() });
+    let text = serde_json::to_string_pretty(&json!({ "about": about, "settings": json }))?;
+    std::fs::write(out.join("net.json"), text + "\n")?;
+    std::fs::write(out.join("net.svg"), report::picture(all))?;
+    let tables: Vec<_> =
+        all.iter().map(|(name, results)| format!("### {name}\n\n{}", results.table())).collect();
+    std::fs::write(out.join("net.md"), tables.join("\n"))?;
     Ok(())
 }
 
