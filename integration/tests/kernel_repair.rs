@@ -136,7 +136,7 @@ fn main() -> ExitCode {
             lab.vxlan.heals_rules(notes, "delete table inet loden")
         })
         .check("vxlan: a set of the doors is flushed", |lab, notes| {
-            lab.vxlan.heals_rules(notes, "flush set inet loden pairs66")
+            lab.vxlan.heals_rules(notes, "flush set inet loden pairs66_64")
         })
         .check("vxlan: the underlay's interface is removed and made anew", |lab, notes| {
             lab.vxlan.new_underlay(notes)

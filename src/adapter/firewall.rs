@@ -56,7 +56,7 @@ impl Firewall {
     /// Subscribes to changes, and looks which programs are installed; no rule is read yet.
     pub async fn new(resync: Duration) -> Result<Self> {
         Ok(Self {
-            nft: Nft::default(),
+            nft: Nft::open()?,
             events: FirewallEvents::subscribe().context("cannot hear about nftables changes")?,
             resync: resync.max(Duration::from_secs(1)),
             programs: Programs::find().await,
@@ -95,7 +95,7 @@ impl Firewall {
         if self.renewed.elapsed() < RENEWAL {
             return true;
         }
-        if let Err(error) = nft::renew_guard() {
+        if let Err(error) = self.nft.renew_guard() {
             warn!("the checks of who sends into the tunnel cannot be renewed: {error:#}");
             return false;
         }
@@ -166,7 +166,7 @@ impl Firewall {
             FirewallOp::UpdateGuard { before, after } => self.update_guard(before, after).await,
             FirewallOp::RemoveGuard => {
                 self.ledger.borrow_mut().guard = None;
-                nft::remove_own_table().map_err(failure)
+                self.nft.remove_own_table().map_err(failure)
             }
         };
         done.map_err(|failure| explain(op, failure))
@@ -179,12 +179,12 @@ impl Firewall {
         for _ in 0..ATTEMPTS {
             let written = match home {
                 Home::Nftables(_) => {
-                    let before = nft::generation().map_err(failure)?;
+                    let before = self.nft.generation().map_err(failure)?;
                     nft::load(&nftables::script(&possible)).await?;
                     self.undisturbed(before, 1)?.and_then(|survey| survey.homes.get(&home).copied())
                 }
                 Home::Iptables(Variant::Nft, family) => {
-                    let before = nft::generation().map_err(failure)?;
+                    let before = self.nft.generation().map_err(failure)?;
                     let commits = self.restore(Variant::Nft, family, Some(&possible)).await?;
                     self.undisturbed(before, commits)?.and_then(|survey| survey.homes.get(&home).copied())
                 }
@@ -239,12 +239,12 @@ impl Firewall {
 
     async fn install_guard(&mut self, guard: &Guard) -> Result<(), Failure> {
         self.ledger.borrow_mut().guard = None;
-        let before = nft::generation().map_err(failure)?;
+        let before = self.nft.generation().map_err(failure)?;
         nft::load(&guard.script()).await?;
         let table = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
         self.ledger.borrow_mut().guard = Some((guard.clone(), table.ok_or_else(disturbed)?));
         if guard.check.is_some()
-            && let Err(error) = nft::renew_guard()
+            && let Err(error) = self.nft.renew_guard()
         {
             self.ledger.borrow_mut().guard = None;
             return Err(failure(error));
@@ -256,11 +256,8 @@ impl Firewall {
     async fn remove(&mut self, home: Home) -> Result<(), Failure> {
         self.ledger.borrow_mut().applied.remove(&home);
         match home {
-            Home::Nftables(family) => nft::remove_table(family).map_err(failure),
-            Home::Iptables(Variant::Nft, family) => {
-                let survey = self.nft.survey().map_err(failure)?;
-                nft::remove_chains(survey, family).map_err(failure)
-            }
+            Home::Nftables(family) => self.nft.remove_table(family).map_err(failure),
+            Home::Iptables(Variant::Nft, family) => self.nft.remove_chains(family).map_err(failure),
             Home::Iptables(variant, family) => self.restore(variant, family, None).await.map(drop),
         }
     }
@@ -341,7 +338,7 @@ fn explain(op: &FirewallOp, failure: Failure) -> KernelError {
         }
         (None, false) => {
             "strangers are not kept out of the tunnel, and it fills conntrack: the kernel needs nf_tables with inet \
-             tables, interval sets and notrack"
+             tables, sets and notrack"
         }
         (_, true) => {
             "install the package nftables, or run without --ip-masq and with --iptables-forward-rules=false"

@@ -124,8 +124,10 @@ pub(super) fn address(_: &mut Doors, notes: &Notes) -> Result<()> {
     let (lost, sent) = traffic.stop()?;
     notes.took(&format!("n2 at other addresses: {lost} of {sent} lost, connected after"), took);
     let gone = |node: &Node| {
-        let sets: Result<String> =
-            ["nodes4", "nodes6", "pairs44", "pairs66"].into_iter().map(|name| set(node, name)).collect();
+        let sets: Result<String> = ["nodes4", "nodes6", "pairs44_24", "pairs66_64"]
+            .into_iter()
+            .map(|name| set(node, name))
+            .collect();
         let sets = sets?;
         let old = ["192.168.77.2 ", "fd00:77::2 "].iter().any(|old| sets.contains(old));
         Ok(!old && ["192.168.77.62 ", "fd00:77::62 "].iter().all(|new| sets.matches(new).count() == 2))

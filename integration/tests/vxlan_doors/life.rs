@@ -65,7 +65,7 @@ pub(super) fn repaired(doors: &mut Doors, notes: &Notes) -> Result<()> {
     let want = table(doors.n1()?)?.matches(" . 0x").count();
     ensure!(want >= 4, "{want} pairs");
     for breaks in [
-        "flush set inet loden pairs44",
+        "flush set inet loden pairs44_24",
         "delete table inet loden",
         "flush chain inet loden tunnel",
         "add element inet loden nodes4 { 192.168.77.66 }",

@@ -344,12 +344,14 @@ fn prefix_lengths(doors: &mut Doors, notes: &Notes) -> Result<()> {
         nodes.push(doors.node.manifest(len, len6));
         doors.cluster.publish_only(&nodes)?;
         let inside: IpAddr = doors.node.pod(0).into();
-        let bound = format!("192.168.77.50 . {:#x}", u32::from(doors.node.pod(0)));
-        let took = wait::until_true(&format!("/{len} is in the set"), || {
+        // Of the inner address those octets are compared in which the prefix has bits.
+        let compared = u32::from(doors.node.pod(0)) >> (32 - 8 * len.div_ceil(8));
+        let took = wait::until_true(&format!("/{len} is in its set"), || {
             let text = table(doors.n1()?)?;
-            let end = u32::from(doors.node.pod(0)) | u32::MAX.checked_shr(len.into()).unwrap_or(0);
-            let range = if len == 32 { bound.clone() } else { format!("{bound}-{end:#x}") };
-            Ok(text.contains(&format!("{range},")) || text.contains(&format!("{range} ")))
+            let set = text.split_once(&format!("set pairs44_{len} {{"));
+            let set = set.and_then(|(_, behind)| behind.split_once("\t}")).map_or("", |(set, _)| set);
+            let member = format!("192.168.77.50 . {compared:#x}");
+            Ok([",", " "].iter().any(|end| set.contains(&format!("{member}{end}"))))
         })?;
         notes.took(&format!("prefixes of /{len} and /{len6} in force after"), took);
         doors.delivered(&doors.node, &doors.forged(inside)?)?;

@@ -6,14 +6,13 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::survey::TABLE_NAME;
-use super::wire::{self, Message, NFPROTO_INET, kind, text};
+use super::wire::{self, Connection, Message, NFPROTO_INET, kind, text};
 use crate::plan::firewall::OWN_TABLE;
 use crate::plan::firewall::guard::{self, Member, Update};
 
 /// `NFTA_LIST_ELEM`.
 pub(super) const LIST_ELEMENT: u16 = 1;
 const ELEMENT_EXPIRATION: u16 = 5;
-const ELEMENT_KEY_END: u16 = 10;
 const OBJECT_NAME: u16 = 2;
 const OBJECT_DATA: u16 = 4;
 const COUNTER_PACKETS: u16 = 2;
@@ -35,8 +34,7 @@ impl OwnTable {
     /// The same table after a change.
     pub(in super::super) fn after(self, update: &Update) -> Self {
         let sum = |members: &[Member]| {
-            let all =
-                members.iter().map(|member| digest(member.set, Some(&member.key), member.end.as_deref()));
+            let all = members.iter().map(|member| digest(&member.set, &member.key));
             all.fold(0, u64::wrapping_add)
         };
         let members = self.members.wrapping_sub(sum(&update.removed)).wrapping_add(sum(&update.added));
@@ -45,48 +43,50 @@ impl OwnTable {
 }
 
 /// A digest of the members of our sets.
-pub(super) fn members() -> Result<u64> {
+pub(super) fn members(nft: &mut Connection) -> Result<u64> {
+    let mut sets = Vec::new();
+    nft.dump(Message::new(kind::GET_SET, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE), |part| {
+        let get = |kind| wire::attribute(part.attributes(), kind).and_then(text);
+        // Kernels that do not know how to select send everything.
+        let ours = get(TABLE_NAME) == Some(OWN_TABLE);
+        sets.extend(get(SET_NAME).filter(|set| ours && guard::has_senders(set)).map(str::to_owned));
+    })?;
     let mut sum = 0_u64;
-    for set in guard::SETS {
-        each_member(set, |element| {
-            let value = |kind| wire::attribute(wire::attribute(element, kind)?, DATA_VALUE);
-            sum = sum.wrapping_add(digest(set, value(ELEMENT_KEY), value(ELEMENT_KEY_END)));
+    for set in sets {
+        each_member(nft, &set, |element| {
+            let key = wire::attribute(element, ELEMENT_KEY).and_then(|key| wire::attribute(key, DATA_VALUE));
+            sum = sum.wrapping_add(digest(&set, key.unwrap_or_default()));
         })?;
     }
     Ok(sum)
 }
 
-fn digest(set: &str, key: Option<&[u8]>, end: Option<&[u8]>) -> u64 {
+fn digest(set: &str, key: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (set, key, end).hash(&mut hasher);
+    (set, key).hash(&mut hasher);
     hasher.finish()
 }
 
 /// Changes the members of our sets, in one transaction.
-pub(super) fn change(update: &Update) -> Result<()> {
-    // A prefix that takes the place of one it overlaps needs the old one gone.
+pub(super) fn change(nft: &mut Connection, update: &Update) -> Result<()> {
     let removed = update.removed.iter().map(|member| element(kind::DEL_ELEMENT, member));
     let added = update.added.iter().map(|member| element(kind::NEW_ELEMENT, member).create());
-    wire::commit(removed.chain(added).collect())
+    nft.commit(removed.chain(added).collect())
 }
 
 fn element(kind: u16, member: &Member) -> Message {
-    let message = Message::new(kind, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, member.set);
+    let message = Message::new(kind, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, &member.set);
     message.nested(SET_ELEMENTS, |list| {
         list.nested(LIST_ELEMENT, |element| {
-            let keyed = element.nested(ELEMENT_KEY, |key| key.bytes(DATA_VALUE, &member.key));
-            match &member.end {
-                Some(end) => keyed.nested(ELEMENT_KEY_END, |key| key.bytes(DATA_VALUE, end)),
-                None => keyed,
-            }
+            element.nested(ELEMENT_KEY, |key| key.bytes(DATA_VALUE, &member.key))
         })
     })
 }
 
-fn each_member(set: &str, mut each: impl FnMut(&[u8])) -> Result<()> {
+fn each_member(nft: &mut Connection, set: &str, mut each: impl FnMut(&[u8])) -> Result<()> {
     let request =
         Message::new(kind::GET_ELEMENT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE).text(SET_NAME, set);
-    wire::dump(request, |part| {
+    nft.dump(request, |part| {
         let elements = wire::attribute(part.attributes(), SET_ELEMENTS).unwrap_or_default();
         wire::attributes(elements).for_each(|(_, element)| each(element));
     })
@@ -94,10 +94,10 @@ fn each_member(set: &str, mut each: impl FnMut(&[u8])) -> Result<()> {
 }
 
 /// Who was refused last, as far as it is remembered.
-pub(super) fn last_refused() -> Result<Option<IpAddr>> {
+pub(super) fn last_refused(nft: &mut Connection) -> Result<Option<IpAddr>> {
     let mut last: Option<(u64, IpAddr)> = None;
     for set in guard::REFUSED {
-        each_member(set, |element| {
+        each_member(nft, set, |element| {
             // What expires last was put there, or met again, last.
             let left = wire::attribute(element, ELEMENT_EXPIRATION).and_then(wire::number64);
             let key = wire::attribute(element, ELEMENT_KEY).and_then(|key| wire::attribute(key, DATA_VALUE));
@@ -121,16 +121,16 @@ pub struct GuardCounters {
 }
 
 /// What our own table has counted; `None` when there is none, or none with counters.
-pub(super) fn counters() -> Result<Option<GuardCounters>> {
+pub(super) fn counters(nft: &mut Connection) -> Result<Option<GuardCounters>> {
     let mut table = None;
-    wire::dump(Message::new(kind::GET_TABLE, NFPROTO_INET), |part| {
+    nft.dump(Message::new(kind::GET_TABLE, NFPROTO_INET), |part| {
         let get = |kind| wire::attribute(part.attributes(), kind);
         if get(TABLE_NAME).and_then(text) == Some(OWN_TABLE) {
             table = get(TABLE_HANDLE).and_then(wire::number64);
         }
     })?;
     let mut packets = [None; 2];
-    wire::dump(Message::new(kind::GET_OBJECT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE), |part| {
+    nft.dump(Message::new(kind::GET_OBJECT, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE), |part| {
         let get = |kind| wire::attribute(part.attributes(), kind);
         let ours = get(TABLE_NAME).and_then(text) == Some(OWN_TABLE);
         let name = get(OBJECT_NAME).and_then(text).filter(|_| ours);

@@ -10,7 +10,9 @@ use anyhow::Result;
 use encap::Family;
 
 use super::own_table::{self, LIST_ELEMENT, OwnTable};
-use super::wire::{self, Message, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, Part, kind, number, text};
+use super::wire::{
+    self, Connection, Message, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, Part, kind, number, text,
+};
 use crate::plan::firewall::iptables::Table;
 use crate::plan::firewall::{Foreign, Home, Hook, OWN_TABLE, Obstacle, Variant, nftables};
 
@@ -88,20 +90,20 @@ struct Rule {
 }
 
 /// Number of the last transaction; `None` when the kernel has no nf_tables.
-pub(super) fn generation() -> Result<Option<u32>> {
-    wire::ask(Message::new(kind::GET_GEN, 0), |part| {
+pub(super) fn generation(nft: &mut Connection) -> Result<Option<u32>> {
+    nft.ask(Message::new(kind::GET_GEN, 0), |part| {
         wire::attribute(part.attributes(), GENERATION).and_then(number)
     })
 }
 
 /// Looks at everything, again if somebody changed it meanwhile. On a machine that never rests the last look
 /// counts: the event of the next change is on its way.
-pub(super) fn survey() -> Result<Survey> {
+pub(super) fn survey(nft: &mut Connection) -> Result<Survey> {
     let mut found = Survey::default();
     for _ in 0..5 {
-        let before = generation()?;
-        found = look()?;
-        if generation()? == before {
+        let before = generation(nft)?;
+        found = look(nft)?;
+        if generation(nft)? == before {
             found.generation = before;
             break;
         }
@@ -109,11 +111,11 @@ pub(super) fn survey() -> Result<Survey> {
     Ok(found)
 }
 
-fn look() -> Result<Survey> {
+fn look(nft: &mut Connection) -> Result<Survey> {
     let mut found = Survey::default();
     let mut digests: BTreeMap<Home, DefaultHasher> = BTreeMap::new();
     let (mut own_table, mut own_digest) = (false, DefaultHasher::new());
-    wire::dump(Message::new(kind::GET_TABLE, 0), |part| {
+    nft.dump(Message::new(kind::GET_TABLE, 0), |part| {
         let name = wire::attribute(part.attributes(), TABLE_NAME).and_then(text).unwrap_or_default();
         own_table |= part.family() == NFPROTO_INET && name == OWN_TABLE;
         found.iptables |= iptables_table(part.family(), name).is_some();
@@ -121,26 +123,26 @@ fn look() -> Result<Survey> {
             digests.entry(Home::Nftables(family)).or_default();
         }
     })?;
-    for chain in chains()? {
+    for chain in chains(nft)? {
         if chain.family == NFPROTO_INET && chain.table == OWN_TABLE {
-            (chain.digest, digest_of(&rules(&chain)?)).hash(&mut own_digest);
+            (chain.digest, digest_of(&rules(nft, &chain)?)).hash(&mut own_digest);
             continue;
         }
         found.kubernetes |= chain.family == NFPROTO_IPV4 && chain.name.starts_with("KUBE-");
         if let Some(family) = flannel_table(chain.family, &chain.table) {
             let digest = digests.entry(Home::Nftables(family)).or_default();
-            (chain.digest, digest_of(&rules(&chain)?)).hash(digest);
+            (chain.digest, digest_of(&rules(nft, &chain)?)).hash(digest);
             continue;
         }
         if let Some((family, table)) = iptables_table(chain.family, &chain.table) {
             if chain.name == table.chain() {
                 found.chains.push((family, table));
                 let digest = digests.entry(Home::Iptables(Variant::Nft, family)).or_default();
-                (table.chain(), digest_of(&rules(&chain)?)).hash(digest);
+                (table.chain(), digest_of(&rules(nft, &chain)?)).hash(digest);
                 continue;
             }
             if chain.name == table.caller() {
-                let rules = rules(&chain)?;
+                let rules = rules(nft, &chain)?;
                 let calls = |rule: &&Rule| rule.calls.as_deref() == Some(table.chain());
                 let ours: Vec<&Rule> = rules.iter().filter(calls).collect();
                 found.calls.extend(ours.iter().map(|rule| (family, table, rule.handle)));
@@ -157,15 +159,15 @@ fn look() -> Result<Survey> {
             found.others.insert((chain.family, chain.table.clone(), chain.name.clone()));
         }
         match chain.hook {
-            Some(NF_INET_FORWARD) => found.foreign.obstacles.extend(obstacle(&chain)?),
+            Some(NF_INET_FORWARD) => found.foreign.obstacles.extend(obstacle(nft, &chain)?),
             Some(NF_INET_LOCAL_IN) if found.foreign.refuses_input.is_none() => {
-                found.foreign.refuses_input = obstacle(&chain)?.map(|obstacle| obstacle.chain);
+                found.foreign.refuses_input = obstacle(nft, &chain)?.map(|obstacle| obstacle.chain);
             }
             _ => {}
         }
     }
     if own_table {
-        found.own_table = Some(OwnTable { rules: own_digest.finish(), members: own_table::members()? });
+        found.own_table = Some(OwnTable { rules: own_digest.finish(), members: own_table::members(nft)? });
     }
     found.homes = digests.into_iter().map(|(home, digest)| (home, digest.finish())).collect();
     Ok(found)
@@ -207,9 +209,9 @@ pub(super) fn concerns(family: u8, table: &str, chain: Option<&str>) -> bool {
     chain.is_none_or(|chain| chain == table.chain() || chain == table.caller())
 }
 
-fn chains() -> Result<Vec<Chain>> {
+fn chains(nft: &mut Connection) -> Result<Vec<Chain>> {
     let mut found = Vec::new();
-    wire::dump(Message::new(kind::GET_CHAIN, 0), |part| found.extend(chain(part)))?;
+    nft.dump(Message::new(kind::GET_CHAIN, 0), |part| found.extend(chain(part)))?;
     Ok(found)
 }
 
@@ -231,12 +233,12 @@ fn chain(part: &Part<'_>) -> Option<Chain> {
 }
 
 /// The rules of one chain, in order.
-fn rules(chain: &Chain) -> Result<Vec<Rule>> {
+fn rules(nft: &mut Connection, chain: &Chain) -> Result<Vec<Rule>> {
     let request = Message::new(kind::GET_RULE, chain.family)
         .text(TABLE_NAME, &chain.table)
         .text(RULE_CHAIN, &chain.name);
     let mut found = Vec::new();
-    wire::dump(request, |part| {
+    nft.dump(request, |part| {
         // Kernels that do not know how to select send everything.
         let is = |kind, name: &str| wire::attribute(part.attributes(), kind).and_then(text) == Some(name);
         if is(TABLE_NAME, &chain.table) && is(RULE_CHAIN, &chain.name) {
@@ -329,11 +331,11 @@ fn iptables_obstacles(chain: &Chain, family: Family, table: Table, rules: &[Rule
 
 /// Somebody else's chain that refuses packets, by its policy or by a rule without condition. An accept of ours cannot
 /// overrule it: every chain of a hook is asked.
-fn obstacle(chain: &Chain) -> Result<Option<Obstacle>> {
+fn obstacle(nft: &mut Connection, chain: &Chain) -> Result<Option<Obstacle>> {
     if !matches!(chain.family, NFPROTO_INET | NFPROTO_IPV4 | NFPROTO_IPV6) {
         return Ok(None);
     }
-    let rule = if chain.drops { None } else { rules(chain)?.iter().find_map(refuses) };
+    let rule = if chain.drops { None } else { rules(nft, chain)?.iter().find_map(refuses) };
     Ok((chain.drops || rule.is_some()).then(|| Obstacle {
         chain: described(chain),
         hook: Hook::Forward,

@@ -34,6 +34,7 @@ pub(super) mod kind {
     pub(in super::super) const NEW_RULE: u16 = 6;
     pub(in super::super) const GET_RULE: u16 = 7;
     pub(in super::super) const DEL_RULE: u16 = 8;
+    pub(in super::super) const GET_SET: u16 = 10;
     pub(in super::super) const NEW_ELEMENT: u16 = 12;
     pub(in super::super) const GET_ELEMENT: u16 = 13;
     pub(in super::super) const DEL_ELEMENT: u16 = 14;
@@ -44,7 +45,8 @@ pub(super) mod kind {
 /// One netlink message of a datagram.
 pub(super) struct Part<'a> {
     pub(super) kind: u16,
-    pub(super) flags: u16,
+    flags: u16,
+    sequence: u32,
     pub(super) payload: &'a [u8],
 }
 
@@ -69,6 +71,7 @@ pub(super) fn messages(buffer: &[u8]) -> impl Iterator<Item = Part<'_>> {
         Some(Part {
             kind: u16::from_ne_bytes([message[4], message[5]]),
             flags: u16::from_ne_bytes([message[6], message[7]]),
+            sequence: u32::from_ne_bytes([message[8], message[9], message[10], message[11]]),
             payload: &message[NLMSG_HEADER..],
         })
     })
@@ -112,7 +115,7 @@ impl Message {
 
     fn raw(kind: u16, family: u8, resource: u16) -> Self {
         let mut bytes = Vec::with_capacity(64);
-        // The length comes last.
+        // Length and sequence number come last.
         bytes.extend([0; 4]);
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(NLM_F_REQUEST.to_ne_bytes());
@@ -162,67 +165,95 @@ impl Message {
         self
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
+        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
         self.0
     }
 }
 
-fn socket() -> Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER).context("no netfilter netlink socket")?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    Ok(socket)
+/// A connection to nf_tables, one request at a time.
+///
+/// Whoever makes changes keeps it: to close one, the kernel waits until what the last transactions removed is freed
+/// (`nft_rcv_nl_event`), and that takes it some ten milliseconds.
+pub(super) struct Connection {
+    socket: Socket,
+    /// Number of the last request; answers to earlier ones, of which the end was not read, are passed over by it.
+    sequence: u32,
 }
 
-/// Sends a dump request and hands over each object of the answer; whether it was complete, rather than
-/// interrupted by a change. No nf_tables in the kernel, or no such table, is an empty answer.
-pub(super) fn dump(request: Message, mut each: impl FnMut(&Part<'_>)) -> Result<bool> {
-    let socket = socket()?;
-    socket.send(&request.flags(NLM_F_DUMP).finish(), 0)?;
-    let mut intact = true;
-    loop {
-        let (buffer, _) = socket.recv_from_full()?;
-        for part in messages(&buffer) {
-            intact &= part.flags & NLM_F_DUMP_INTR == 0;
-            match part.kind {
-                NLMSG_DONE | NLMSG_ERROR => return Ok(intact),
-                _ => each(&part),
+impl Connection {
+    pub(super) fn open() -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER).context("no netfilter netlink socket")?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Sends a dump request and hands over each object of the answer; whether it was complete, rather than
+    /// interrupted by a change. No nf_tables in the kernel, or no such table, is an empty answer.
+    pub(super) fn dump(&mut self, request: Message, mut each: impl FnMut(&Part<'_>)) -> Result<bool> {
+        self.send(vec![request.flags(NLM_F_DUMP)])?;
+        let mut intact = true;
+        loop {
+            let (buffer, _) = self.socket.recv_from_full()?;
+            for part in self.answers(&buffer) {
+                intact &= part.flags & NLM_F_DUMP_INTR == 0;
+                match part.kind {
+                    NLMSG_DONE | NLMSG_ERROR => return Ok(intact),
+                    _ => each(&part),
+                }
             }
         }
     }
-}
 
-/// Sends a request that has one answer; `None` when the kernel refuses it.
-pub(super) fn ask<T>(request: Message, read: impl Fn(&Part<'_>) -> Option<T>) -> Result<Option<T>> {
-    let socket = socket()?;
-    socket.send(&request.finish(), 0)?;
-    let (buffer, _) = socket.recv_from_full()?;
-    Ok(messages(&buffer).next().filter(|part| part.kind != NLMSG_ERROR).and_then(|part| read(&part)))
-}
-
-/// Carries out `messages` as one transaction: all of them, or none and the first error.
-pub(super) fn commit(messages: Vec<Message>) -> Result<()> {
-    let mut bytes = Message::raw(NFNL_MSG_BATCH_BEGIN, 0, NFNL_SUBSYS_NFTABLES).finish();
-    // Without an acknowledgement of its own, success could not be told from an answer that is still to come.
-    let count = messages.len();
-    for message in messages {
-        bytes.extend(message.flags(NLM_F_ACK).finish());
-    }
-    bytes.extend(Message::raw(NFNL_MSG_BATCH_END, 0, NFNL_SUBSYS_NFTABLES).finish());
-    let socket = socket()?;
-    socket.send(&bytes, 0)?;
-    let mut answered = 0;
-    while answered < count {
-        let (buffer, _) = socket.recv_from_full()?;
-        for part in self::messages(&buffer).filter(|part| part.kind == NLMSG_ERROR) {
-            let code = part.payload.first_chunk::<4>().map_or(0, |code| i32::from_ne_bytes(*code));
-            if code != 0 {
-                bail!("{}", Errno::from_raw(-code).desc());
+    /// Sends a request that has one answer; `None` when the kernel refuses it.
+    pub(super) fn ask<T>(
+        &mut self,
+        request: Message,
+        read: impl Fn(&Part<'_>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        self.send(vec![request])?;
+        loop {
+            let (buffer, _) = self.socket.recv_from_full()?;
+            if let Some(part) = self.answers(&buffer).next() {
+                return Ok(Some(part).filter(|part| part.kind != NLMSG_ERROR).and_then(|part| read(&part)));
             }
-            answered += 1;
         }
     }
-    Ok(())
+
+    /// Carries out `messages` as one transaction: all of them, or none and the first error.
+    pub(super) fn commit(&mut self, messages: Vec<Message>) -> Result<()> {
+        let count = messages.len();
+        let border = |kind| Message::raw(kind, 0, NFNL_SUBSYS_NFTABLES);
+        // Without an acknowledgement of its own, success could not be told from an answer that is still to come.
+        let acknowledged = messages.into_iter().map(|message| message.flags(NLM_F_ACK));
+        let begin = std::iter::once(border(NFNL_MSG_BATCH_BEGIN));
+        self.send(begin.chain(acknowledged).chain([border(NFNL_MSG_BATCH_END)]).collect())?;
+        let mut answered = 0;
+        while answered < count {
+            let (buffer, _) = self.socket.recv_from_full()?;
+            for part in self.answers(&buffer).filter(|part| part.kind == NLMSG_ERROR) {
+                let code = part.payload.first_chunk::<4>().map_or(0, |code| i32::from_ne_bytes(*code));
+                if code != 0 {
+                    bail!("{}", Errno::from_raw(-code).desc());
+                }
+                answered += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, messages: Vec<Message>) -> Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let bytes: Vec<u8> = messages.into_iter().flat_map(|message| message.finish(self.sequence)).collect();
+        self.socket.send(&bytes, 0)?;
+        Ok(())
+    }
+
+    fn answers<'a>(&self, buffer: &'a [u8]) -> impl Iterator<Item = Part<'a>> {
+        let sequence = self.sequence;
+        messages(buffer).filter(move |part| part.sequence == sequence)
+    }
 }

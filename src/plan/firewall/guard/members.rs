@@ -4,23 +4,21 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use encap::Prefix;
+use encap::{Family, Prefix};
 
-use super::Guard;
+use super::{Guard, Outer, Pairs, octets};
 
 /// A change of more members than this is no faster than writing the table anew, and does not fit into one transaction
 /// of netlink's.
 const MOST: usize = 1000;
 
-/// A member of one of [`super::SETS`], in the kernel's form.
+/// A member of one of the sets of senders, in the kernel's form.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// The set's name.
-    pub set: &'static str,
-    /// The outer address, and in the sets of pairs behind it the first inner one.
+    pub set: String,
+    /// The outer address, and in the sets of pairs behind it what is compared of the inner one.
     pub key: Vec<u8>,
-    /// In the sets of pairs, the outer address and the last inner one.
-    pub end: Option<Vec<u8>>,
 }
 
 /// The members in which two guards differ.
@@ -33,14 +31,18 @@ pub struct Update {
 }
 
 impl Guard {
-    /// The way from `before` to this. `None` when more differs than who sends, or so many that the table had better be
-    /// written anew.
+    /// The way from `before` to this. `None` when more differs than who sends, a set is missing, or so many differ that
+    /// the table had better be written anew.
     pub fn update(&self, before: &Self) -> Option<Update> {
+        if !self.pairs().all(|pairs| before.senders.pairs.contains(pairs)) {
+            return None;
+        }
         if (Self { senders: self.senders.clone(), ..before.clone() }) != *self {
             return None;
         }
         let mut update = Update::default();
-        let (mut olds, mut news) = (before.senders.0.iter().peekable(), self.senders.0.iter().peekable());
+        let (mut olds, mut news) =
+            (before.senders.prefixes.iter().peekable(), self.senders.prefixes.iter().peekable());
         loop {
             // Both are sorted: the smaller head is missing on the other side.
             let order = match (olds.peek(), news.peek()) {
@@ -66,27 +68,12 @@ impl Guard {
     }
 
     fn members_of(&self, addr: IpAddr, prefixes: &[Prefix]) -> impl Iterator<Item = Member> {
-        let outer = octets(addr);
-        let node =
-            Member { set: if addr.is_ipv4() { "nodes4" } else { "nodes6" }, key: outer.clone(), end: None };
+        let nodes = format!("nodes{}", Outer::of(Family::of(addr)).digit);
         let checked = prefixes.iter().filter(|_| self.check.is_some());
         let pairs = checked.map(move |prefix| {
-            let set = match (addr.is_ipv4(), prefix.is_ipv4()) {
-                (true, true) => "pairs44",
-                (true, false) => "pairs46",
-                (false, true) => "pairs64",
-                (false, false) => "pairs66",
-            };
-            let with = |inner| [outer.clone(), octets(inner)].concat();
-            Member { set, key: with(prefix.addr()), end: Some(with(prefix.last())) }
+            let pairs = Pairs::of(addr, prefix);
+            Member { set: pairs.set(), key: pairs.key(addr, prefix) }
         });
-        std::iter::once(node).chain(pairs)
-    }
-}
-
-fn octets(addr: IpAddr) -> Vec<u8> {
-    match addr {
-        IpAddr::V4(addr) => addr.octets().to_vec(),
-        IpAddr::V6(addr) => addr.octets().to_vec(),
+        std::iter::once(Member { set: nodes, key: octets(addr) }).chain(pairs)
     }
 }

@@ -20,12 +20,16 @@ const N3: (&str, &[&str]) = ("fd77::3", &["10.244.3.0/25", "10.244.7.9/32"]);
 fn nodes_are_bound_to_their_prefixes_across_families() {
     let text = guard(&[N2, N3]).script();
     for line in [
-        "set pairs44 {\n    typeof ip saddr . @th,336,32\n    flags interval\n    elements = { 192.168.77.2 . 0x0af40200/24 }",
-        "elements = { 192.168.77.2 . 0xfd100244000000020000000000000000/64 }",
-        "elements = { fd77::3 . 0x0af40300/25, fd77::3 . 0x0af40709 }",
+        "set pairs44_24 {\n    typeof ip saddr . @th,336,24\n    elements = { 192.168.77.2 . 0x0af402 }",
+        "set pairs46_64 {\n    typeof ip saddr . @th,304,64\n    elements = { 192.168.77.2 . 0xfd10024400000002 }",
+        "set pairs64_25 {\n    typeof ip6 saddr . @th,336,32\n    elements = { fd77::3 . 0x0af40300 }",
+        "set pairs64_32 {\n    typeof ip6 saddr . @th,336,32\n    elements = { fd77::3 . 0x0af40709 }",
         "set nodes4 {\n    type ipv4_addr\n    elements = { 192.168.77.2 }",
         "@th,96,24 != 1 return",
-        "@th,224,16 0x0800 ip saddr . @th,336,32 @pairs44 return",
+        "@th,224,16 0x0800 ip saddr . @th,336,24 @pairs44_24 return",
+        "@th,224,16 0x86dd ip saddr . @th,304,64 @pairs46_64 return",
+        "@th,224,16 0x0800 ip6 saddr . (@th,336,32 & 0xffffff80) @pairs64_25 return",
+        "@th,224,16 0x0800 ip6 saddr . @th,336,32 @pairs64_32 return",
         "@th,224,16 0x0800 @th,336,16 != 0xaf4 return",
         "@th,224,16 0x86dd @th,304,48 != 0xfd1002440000 return",
         "udp dport 8472 ip saddr 10.244.0.0/16 ip daddr @nodes4 counter name unknown_sender drop",
@@ -50,35 +54,59 @@ fn a_family_without_a_cluster_network_has_no_source_to_check() {
     assert!(text.contains("    @th,224,16 0x86dd return\n") && !text.contains("@pairs46"), "{text}");
 }
 
-/// `set first-last` for each member, in hexadecimal.
+/// `set key` for each member, in hexadecimal.
 fn shown(members: &[Member]) -> Vec<String> {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let end = |member: &Member| member.end.as_ref().map(|end| format!("-{}", hex(end))).unwrap_or_default();
-    members.iter().map(|member| format!("{} {}{}", member.set, hex(&member.key), end(member))).collect()
+    members.iter().map(|member| format!("{} {}", member.set, hex(&member.key))).collect()
 }
 
 #[test]
 fn only_what_differs_is_changed() {
-    let (before, after) = (guard(&[N2]), guard(&[N2, N3]));
+    const N4: (&str, &[&str]) = ("fd77::4", &["10.244.4.0/25", "10.244.7.10/32"]);
+    let (before, after) = (guard(&[N2, N3]), guard(&[N2, N3, N4]));
     assert_eq!(before.update(&before), Some(Update::default()));
-    let n3 = "fd770000000000000000000000000003";
+    let n4 = "fd770000000000000000000000000004";
     let joined = after.update(&before).unwrap();
     assert_eq!(
         shown(&joined.added),
-        [
-            format!("nodes6 {n3}"),
-            format!("pairs64 {n3}0af40300-{n3}0af4037f"),
-            format!("pairs64 {n3}0af40709-{n3}0af40709"),
-        ]
+        [format!("nodes6 {n4}"), format!("pairs64_25 {n4}0af40400"), format!("pairs64_32 {n4}0af4070a"),]
     );
     assert!(joined.removed.is_empty());
     let left = before.update(&after).unwrap();
     assert_eq!((left.removed, left.added), (joined.added, joined.removed));
-    let narrower = guard(&[("192.168.77.2", &["10.244.2.0/25", "fd10:244:0:2::/64"])]);
-    let narrowed = narrower.update(&before).unwrap();
-    assert_eq!(shown(&narrowed.removed), ["pairs44 c0a84d020af40200-c0a84d020af402ff"]);
-    assert_eq!(shown(&narrowed.added), ["pairs44 c0a84d020af40200-c0a84d020af4027f"]);
+    let other = guard(&[("192.168.77.2", &["10.244.5.0/24", "fd10:244:0:2::/64"]), N3]);
+    let changed = other.update(&before).unwrap();
+    assert_eq!(shown(&changed.removed), ["pairs44_24 c0a84d020af40200"]);
+    assert_eq!(shown(&changed.added), ["pairs44_24 c0a84d020af40500"]);
     assert_eq!(Guard { port: 4789, ..after }.update(&before), None);
+}
+
+/// A set that is left empty does no harm; one that is missing cannot be filled.
+#[test]
+fn another_length_needs_another_table() {
+    let narrow = ("192.168.77.2", ["10.244.2.0/25"].as_slice());
+    assert_eq!(guard(&[N2, narrow]).update(&guard(&[N2])), None);
+    let two = guard(&[N2, N3]);
+    let update = guard(&[N2]).update(&two).unwrap();
+    assert_eq!(shown(&update.removed).len(), 3);
+}
+
+#[test]
+fn any_length_is_compared_as_far_as_it_goes() {
+    for (prefix, source, element) in [
+        ("10.244.2.0/24", "@th,336,24 @pairs44_24", "0x0af402"),
+        ("10.244.0.0/15", "(@th,336,16 & 0xfffe) @pairs44_15", "0x0af4"),
+        ("10.244.2.128/26", "(@th,336,32 & 0xffffffc0) @pairs44_26", "0x0af40280"),
+        ("0.0.0.0/0", "(@th,336,8 & 0x0) @pairs44_0", "0x00"),
+        ("fd10:244:0:2::/63", "(@th,304,64 & 0xfffffffffffffffe) @pairs46_63", "0xfd10024400000002"),
+        ("::/0", "(@th,304,8 & 0x0) @pairs46_0", "0x00"),
+        ("fd10:244::1/128", "@th,304,128 @pairs46_128", "0xfd100244000000000000000000000001"),
+    ] {
+        let text = guard(&[("192.168.77.2", &[prefix])]).script();
+        for part in [format!("ip saddr . {source} return"), format!("{{ 192.168.77.2 . {element} }}")] {
+            assert!(text.contains(&part), "`{part}` is missing in\n{text}");
+        }
+    }
 }
 
 #[test]
@@ -98,7 +126,7 @@ fn a_whole_cluster_is_no_update() {
 #[test]
 fn prefixes_of_one_address_do_not_overlap() {
     let text = guard(&[("192.168.77.2", &["10.244.2.0/24", "10.244.2.7/32"])]).script();
-    assert!(!text.contains("0x0af40207"), "{text}");
+    assert!(!text.contains("pairs44_32"), "{text}");
 }
 
 #[test]
