@@ -14,8 +14,13 @@ use crate::plan::{Observed, Op, Watched};
 
 /// The kernel's configuration: links, addresses, routes, neighbours, firewall.
 pub trait Kernel {
-    /// Reads what the kernel holds now of what is watched.
-    fn observe(&mut self, watched: &Watched) -> impl Future<Output = Result<Observed, KernelError>>;
+    /// Says what the kernel holds now of what is watched. What nothing speaks against is not read again, unless
+    /// `everything` is to be.
+    fn observe(
+        &mut self,
+        watched: &Watched,
+        everything: bool,
+    ) -> impl Future<Output = Result<Seen<'_>, KernelError>>;
 
     /// Carries out steps of one [`Stage`](crate::plan::Stage), each whatever becomes of the others, and says of each
     /// in order what became of it.
@@ -24,6 +29,16 @@ pub trait Kernel {
     /// Waits until somebody changed something that matters here. May wake for nothing, never sleeps through a
     /// change: when the kernel says that events were lost, that is an event too.
     fn changed(&mut self) -> impl Future<Output = ()>;
+}
+
+/// A look at the kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// What it holds.
+    pub observed: &'a Observed,
+    /// How many entries were not as they were believed to be, although nothing had spoken against them. A kernel that
+    /// announces all that it does leaves this at 0.
+    pub unannounced: usize,
 }
 
 /// A kernel step that failed.

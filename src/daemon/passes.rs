@@ -18,6 +18,10 @@ impl State {
     pub(super) fn passed(&self, pass: &Pass) -> bool {
         self.log_steps(pass);
         self.metrics.kernel_writes.inc_by(pass.tried as u64);
+        self.metrics.kernel_unannounced.inc_by(pass.unannounced as u64);
+        if pass.unannounced > 0 {
+            warn!(entries = pass.unannounced, "the kernel holds something else than it had announced");
+        }
         let [quiet, changed, failed] = PASSES;
         let result = match pass.tried {
             _ if !pass.converged() => failed,

@@ -5,6 +5,7 @@
 //! the same two functions at start, after a change, and when somebody else touched the kernel, so a repair is
 //! not a special case.
 
+mod belief;
 mod checksum;
 mod desired;
 mod diff;
@@ -18,6 +19,7 @@ mod observed;
 mod op;
 pub mod verify;
 
+pub use belief::{Announced, Belief, Parts};
 pub use checksum::broken_offload;
 #[cfg(test)]
 pub(crate) use desired::tests::intent as sample_intent;

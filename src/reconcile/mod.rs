@@ -1,7 +1,9 @@
 //! The one loop that makes the kernel hold what it should.
 //!
-//! Level-triggered: each pass reads the kernel, computes the desired state, and applies the difference. Start,
-//! a new lease, a device that somebody deleted and the clean-up after a crash are the same pass.
+//! Level-triggered: each pass looks at the kernel, computes the desired state, and applies the difference. Start,
+//! a new lease, a device that somebody deleted and the clean-up after a crash are the same pass. What a look need not
+//! read again, because nothing speaks against it, is the kernel side's business ([`crate::plan::Belief`]); every now
+//! and then it has to read everything.
 //!
 //! What fails for one peer is tried again for that peer alone, later and later; the others do not notice.
 
@@ -21,7 +23,7 @@ pub use self::pass::Pass;
 use crate::plan::{Desired, Intent};
 use crate::ports::Kernel;
 
-/// How often to look although no event came: events can be lost, and a look costs a few netlink requests.
+/// How often to look at everything, whatever has been heard and is believed.
 const SAFETY: Duration = Duration::from_secs(30);
 
 /// Shortest and longest wait before a failed pass is tried again. What stops no packets is tried again too, and at the
@@ -46,18 +48,34 @@ pub async fn run<K: Kernel>(
     let mut failing = Failing::default();
     let mut retry = RETRY.0;
     let mut rested = Instant::now();
+    // When everything is to be looked at again.
+    let mut due = rested;
+    let mut last: Option<Arc<Intent>> = None;
+    let mut told = false;
     loop {
         tokio::time::sleep_until(rested).await;
+        told |= goals.has_changed().unwrap_or_default();
         let goal = goals.borrow_and_update().clone();
+        // Who sends the same goal once more asks for a thorough look.
+        let same = goal.as_ref().zip(last.as_ref()).is_some_and(|(goal, last)| Arc::ptr_eq(goal, last));
+        if std::mem::take(&mut told) && same {
+            due = Instant::now();
+        }
+        last.clone_from(&goal);
         let wait = match goal {
             None => None,
             Some(intent) => {
                 begin();
                 let begun = Instant::now();
-                let pass = pass::run(&mut kernel, &intent, settled.as_deref(), &mut failing).await;
+                let everything = begun >= due;
+                if everything {
+                    due = begun + jittered(SAFETY);
+                }
+                let pass =
+                    pass::run(&mut kernel, &intent, everything, settled.as_deref(), &mut failing).await;
                 report(&pass);
                 rested = Instant::now() + begun.elapsed().min(REST);
-                let idle = failing.next().unwrap_or(Duration::MAX).min(jittered(SAFETY));
+                let idle = failing.next().unwrap_or(Duration::MAX).min(due - Instant::now());
                 let wait = if pass.complete() { idle } else { retry.min(idle) };
                 let limit = if pass.converged() { SAFETY } else { RETRY.1 };
                 retry = if pass.complete() { RETRY.0 } else { (retry * 2).min(limit) };
@@ -72,6 +90,7 @@ pub async fn run<K: Kernel>(
                 if changed.is_err() {
                     return;
                 }
+                told = true;
                 // Something is different now, so what failed before may succeed.
                 failing.hurry();
             }

@@ -21,6 +21,8 @@ pub struct Pass {
     pub done: Vec<Op>,
     /// How many steps were tried.
     pub tried: usize,
+    /// Entries that the kernel had changed without a word: see [`Seen`](crate::ports::Seen).
+    pub unannounced: usize,
     /// The steps undid somebody else's change, rather than following one of ours.
     pub repair: bool,
     /// Rules that packets can do without are not in force.
@@ -44,6 +46,7 @@ impl Pass {
             watched,
             done: Vec::new(),
             tried: 0,
+            unannounced: 0,
             repair: false,
             unguarded: false,
             firewall_troubles: Vec::new(),
@@ -73,19 +76,23 @@ impl Pass {
 pub(super) async fn run<K: Kernel>(
     kernel: &mut K,
     intent: &Intent,
+    everything: bool,
     settled: Option<&Desired>,
     failing: &mut Failing,
 ) -> Pass {
     let mut pass = Pass::new(intent.watched());
-    let observed = match kernel.observe(&pass.watched).await {
-        Ok(observed) => observed,
+    let observed = match kernel.observe(&pass.watched, everything).await {
+        Ok(seen) => {
+            pass.unannounced = seen.unannounced;
+            seen.observed
+        }
         Err(error) => {
             pass.errors.push(error.to_string());
             return pass;
         }
     };
     pass.worries = observed.host.worries(intent);
-    let desired = match desired(intent, &observed, settled) {
+    let desired = match desired(intent, observed, settled) {
         Ok(desired) => desired,
         Err(error) => {
             pass.errors.push(error.to_string());
@@ -94,7 +101,7 @@ pub(super) async fn run<K: Kernel>(
     };
     pass.repair = settled == Some(&desired);
     pass.firewall_troubles = observed.firewall.troubles(&desired.firewall);
-    let ops = diff(&desired, &observed);
+    let ops = diff(&desired, observed);
     // A peer that wants nothing any more cannot fail.
     let concerned: BTreeSet<PeerId> = ops.iter().filter_map(Op::peer).collect();
     failing.retain(|peer| concerned.contains(&peer));

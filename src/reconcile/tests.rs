@@ -1,14 +1,14 @@
 //! The loop on a paused clock, over the model of the kernel.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use encap::Family;
 
 use super::*;
 use crate::plan::firewall::{Guard, Senders};
-use crate::plan::{Device, LinkState, Observed, Op, Watched, model};
-use crate::ports::KernelError;
+use crate::plan::{Belief, Device, LinkState, Observed, Op, Parts, Watched, model};
+use crate::ports::{KernelError, Seen};
 
 const TUNNEL: Device = Device::Tunnel(Family::V4);
 
@@ -21,6 +21,9 @@ struct World {
     state: Rc<RefCell<Observed>>,
     changed: Rc<tokio::sync::Notify>,
     refuses: Rc<RefCell<Refuses>>,
+    /// What was changed has been announced.
+    told: Rc<Cell<bool>>,
+    belief: Belief,
 }
 
 impl World {
@@ -32,11 +35,14 @@ impl World {
             state: Rc::new(RefCell::new(Observed { links, ..Observed::default() })),
             changed: Rc::default(),
             refuses: Rc::new(RefCell::new(refuses)),
+            told: Rc::default(),
+            belief: Belief::default(),
         }
     }
 
     fn poke(&self, change: impl FnOnce(&mut Observed)) {
         change(&mut self.state.borrow_mut());
+        self.told.set(true);
         self.changed.notify_one();
     }
 
@@ -46,8 +52,14 @@ impl World {
 }
 
 impl Kernel for World {
-    async fn observe(&mut self, _: &Watched) -> Result<Observed, KernelError> {
-        Ok(self.state.borrow().clone())
+    async fn observe(&mut self, _: &Watched, everything: bool) -> Result<Seen<'_>, KernelError> {
+        if self.told.take() {
+            self.belief.doubt(Parts::ALL);
+        }
+        let seen = self.state.borrow().clone();
+        let read = self.belief.begin(&seen, everything);
+        let unannounced = self.belief.renew(seen, read);
+        Ok(Seen { observed: self.belief.observed(), unannounced })
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), KernelError>> {
@@ -56,6 +68,7 @@ impl Kernel for World {
                 return Err(KernelError { doing: "test".into(), cause: "not now".into(), remedy: None });
             }
             model::apply(&mut self.state.borrow_mut(), op);
+            self.belief.note(op);
             Ok(())
         };
         ops.iter().map(one).collect()
@@ -183,6 +196,45 @@ fn doors_that_cannot_be_put_in_force_are_tried_again_soon() {
         passes,
         [(7, false, true), (0, true, true), (0, true, true), (0, true, true), (1, true, true)]
     );
+}
+
+/// A hole in what the kernel announces, or in what is made of it, lasts until everything is looked at again.
+#[test]
+fn what_nobody_has_told_is_found_by_the_safety_pass_and_by_who_asks_for_one() {
+    let world = World::new();
+    let (sender, goals) = watch::channel(Some(goal()));
+    let quiet = world.clone();
+    let found = Rc::new(RefCell::new(Vec::new()));
+    let seen = found.clone();
+    let report = move |pass: &Pass| seen.borrow_mut().push((pass.unannounced, pass.done.len()));
+    let flush = |world: &World| world.state.borrow_mut().routes.clear();
+    let script = async {
+        settle().await;
+        // The first steps made devices, after which everything is read once more.
+        quiet.poke(|_| {});
+        settle().await;
+        flush(&quiet);
+        // A look for another reason goes by what is believed.
+        let other = Arc::new(Intent { blackhole: true, ..crate::plan::sample_intent() });
+        sender.send_replace(Some(other));
+        settle().await;
+        assert_eq!(quiet.state.borrow().routes.len(), 1);
+        tokio::time::sleep(SAFETY.mul_f64(1.2)).await;
+        assert_eq!(quiet.state.borrow().routes.len(), 2);
+        flush(&quiet);
+        sender.send_modify(|_| {});
+        settle().await;
+        assert_eq!(quiet.state.borrow().routes.len(), 2);
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        tokio::select! {
+            () = run(world.clone(), goals, || {}, report) => {}
+            () = script => {}
+        }
+    });
+    assert_eq!(found.take(), [(0, 7), (0, 0), (0, 1), (1, 1), (2, 2)]);
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub struct Metrics {
     pub kernel_writes: IntCounter,
     /// Steps toward the kernel that failed.
     pub kernel_errors: IntCounter,
+    /// Entries that the kernel had changed without a word.
+    pub kernel_unannounced: IntCounter,
     /// Checksum offload of the tunnel is switched off.
     pub checksum_offload_off: IntGauge,
     /// MTU of the tunnel.
@@ -184,6 +186,10 @@ impl Metrics {
                 "loden_kernel_writes_total",
                 "Steps toward the kernel that were tried; as long as nothing changes there are none",
             )?,
+            kernel_unannounced: IntCounter::new(
+                "loden_kernel_unannounced_total",
+                "Routes, neighbours and forwarding entries that a look at all of them found changed unannounced",
+            )?,
             kernel_errors: IntCounter::new(
                 "loden_kernel_errors_total",
                 "Steps toward the kernel that failed",
@@ -239,6 +245,7 @@ impl Metrics {
         registry.register(Box::new(metrics.kernel_passes.clone()))?;
         registry.register(Box::new(metrics.kernel_writes.clone()))?;
         registry.register(Box::new(metrics.kernel_errors.clone()))?;
+        registry.register(Box::new(metrics.kernel_unannounced.clone()))?;
         registry.register(Box::new(metrics.checksum_offload_off.clone()))?;
         registry.register(Box::new(metrics.tunnel_mtu.clone()))?;
         registry.register(Box::new(metrics.socket_overflows.clone()))?;

@@ -1,4 +1,4 @@
-//! What others, and we, change in the kernel.
+//! What others, and we, change in the kernel, compared with what is believed of it.
 
 use anyhow::{Context, Result};
 use encap::Prefix;
@@ -6,14 +6,14 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
-use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::route::{RouteHeader, RouteMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::read::{Indices, destination};
+use super::read::{self, Indices, as_route, destination};
 use super::route_device;
 use super::socket::{Part, parts};
-use crate::plan::{Device, ROUTE_PROTOCOL, Watched};
+use crate::plan::{Announced, Belief, Device, Parts, ROUTE_PROTOCOL, Watched};
 
 /// `RTNLGRP_LINK`, `_NEIGH` (forwarding entries too), `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`,
 /// `_IPV4_NETCONF`, `_IPV6_NETCONF` (forwarding, reverse path filter).
@@ -39,6 +39,18 @@ pub(super) struct Events {
     /// Changes with this mark are our own.
     own: u32,
     buffer: Vec<u8>,
+    /// Something was heard that the next wait is to report at once.
+    news: bool,
+}
+
+/// What an announcement is about.
+enum Concern {
+    /// Nothing that is looked at.
+    Nobody,
+    /// One entry.
+    Entry(Announced),
+    /// Some entry of these.
+    Among(Parts),
 }
 
 impl Events {
@@ -51,68 +63,124 @@ impl Events {
         for group in GROUPS {
             inner.add_membership(group).context("cannot subscribe to netlink events")?;
         }
-        Ok(Self { socket, own, buffer: Vec::with_capacity(64 << 10) })
+        Ok(Self { socket, own, buffer: Vec::with_capacity(64 << 10), news: false })
     }
 
-    /// Waits for somebody else's change to something of interest. Announcements that were lost count as one.
-    pub(super) async fn changed(&mut self, watched: Option<&Watched>, indices: &Indices) {
-        loop {
+    /// Waits for somebody else's change to something of interest that is not believed already. Announcements that were
+    /// lost count as one.
+    pub(super) async fn changed(
+        &mut self,
+        watched: Option<&Watched>,
+        indices: &Indices,
+        belief: &mut Belief,
+    ) {
+        while !self.news {
             self.buffer.clear();
             self.buffer.reserve(64 << 10);
             // ENOBUFS: the kernel could not keep up with telling us.
             if self.socket.recv(&mut self.buffer).await.is_err() {
+                belief.doubt(Parts::ALL);
                 return;
             }
             let Some(watched) = watched else { return };
-            let foreign = |part: &Part<'_>| part.port == 0 || part.port != self.own;
-            if parts(&self.buffer).any(|part| foreign(&part) && concerns(&part, watched, indices)) {
-                return;
-            }
+            self.news = self.hear(watched, indices, belief);
         }
     }
 
-    /// Forgets what has been announced until now.
-    pub(super) fn drain(&mut self) {
-        loop {
-            self.buffer.clear();
-            self.buffer.reserve(64 << 10);
-            match self.socket.socket_ref().recv(&mut self.buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {}
-                Err(_) => return,
+    /// Hears what has been announced until now; a look follows.
+    pub(super) fn catch_up(&mut self, watched: &Watched, indices: &Indices, belief: &mut Belief) {
+        while let Some(complete) = self.next() {
+            if complete {
+                self.hear(watched, indices, belief);
+            } else {
+                belief.doubt(Parts::ALL);
             }
+        }
+        self.news = false;
+    }
+
+    /// What has been announced while everything was read may be older than what was read, or newer: its part is to be
+    /// read once more.
+    pub(super) fn meanwhile(&mut self, watched: &Watched, indices: &Indices, belief: &mut Belief) {
+        while let Some(complete) = self.next() {
+            let mut doubtful = if complete { Parts::NONE } else { Parts::ALL };
+            parts(&self.buffer).for_each(|part| doubtful |= concern(&part, watched, indices).parts());
+            belief.doubt(doubtful);
+            self.news |= doubtful != Parts::NONE;
+        }
+    }
+
+    /// Reads a datagram, if one is there; `false` when others were lost before it.
+    fn next(&mut self) -> Option<bool> {
+        self.buffer.clear();
+        self.buffer.reserve(64 << 10);
+        match self.socket.socket_ref().recv(&mut self.buffer, 0) {
+            Ok(_) => Some(true),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    /// Compares a datagram with what is believed; whether somebody else has changed something.
+    fn hear(&self, watched: &Watched, indices: &Indices, belief: &mut Belief) -> bool {
+        let mut news = false;
+        for part in parts(&self.buffer) {
+            let foreign = part.port == 0 || part.port != self.own;
+            // Of a step of ours it is only of interest whether the kernel did just that.
+            if !foreign && belief.doubtful() == Parts::ALL {
+                continue;
+            }
+            let heard = match concern(&part, watched, indices) {
+                Concern::Nobody => false,
+                Concern::Entry(entry) => belief.hear(&entry),
+                Concern::Among(parts) => {
+                    belief.doubt(parts);
+                    true
+                }
+            };
+            news |= foreign && heard;
+        }
+        news
+    }
+}
+
+impl Concern {
+    fn parts(&self) -> Parts {
+        match self {
+            Self::Nobody => Parts::NONE,
+            Self::Entry(entry) => entry.part(),
+            Self::Among(parts) => *parts,
         }
     }
 }
 
-/// Whether a change is about something that was looked at.
-fn concerns(part: &Part<'_>, watched: &Watched, indices: &Indices) -> bool {
+/// What a change is about. What happens to a device, its addresses or its settings may concern all that is on it.
+fn concern(part: &Part<'_>, watched: &Watched, indices: &Indices) -> Concern {
     if ROUTES.contains(&part.kind) {
         return match part.object() {
-            Some(Message::NewRoute(route) | Message::DelRoute(route)) => {
-                of_interest(&route, watched, indices)
-            }
-            _ => true,
+            Some(Message::NewRoute(route)) => route_concern(&route, true, watched, indices),
+            Some(Message::DelRoute(route)) => route_concern(&route, false, watched, indices),
+            _ => Concern::Among(Parts::ROUTES),
         };
     }
     // Messages about links, addresses and neighbours all have the device's index in their header, those about
     // settings in their first attribute.
     let at = if part.kind == NETCONF { 8 } else { 4 };
     let Some(index) = part.payload().get(at..at + 4).and_then(|bytes| bytes.first_chunk::<4>()) else {
-        return true;
+        return Concern::Among(Parts::ALL);
     };
     let index = u32::from_ne_bytes(*index);
-    if part.kind == NETCONF && index == ALL_DEVICES {
-        return true;
+    let device = indices.iter().find(|(_, known)| **known == index).map(|(device, _)| *device);
+    if NEIGHBOURS.contains(&part.kind) {
+        // Whom the external interface talks to changes all the time and is nothing to us.
+        let ours = device.filter(|device| *device != Device::External);
+        return ours.map_or(Concern::Nobody, |device| neighbour_concern(part, device));
     }
-    // Whom the external interface talks to changes all the time and is nothing to us.
-    let known = |(device, known): (&Device, &u32)| {
-        *known == index && (*device != Device::External || !NEIGHBOURS.contains(&part.kind))
-    };
-    if indices.iter().any(known) {
-        return true;
+    let everywhere = part.kind == NETCONF && index == ALL_DEVICES;
+    if everywhere || device.is_some() || (LINKS.contains(&part.kind) && is_named(part, watched)) {
+        return Concern::Among(Parts::ALL);
     }
-    LINKS.contains(&part.kind) && is_named(part, watched)
+    Concern::Nobody
 }
 
 fn is_named(part: &Part<'_>, watched: &Watched) -> bool {
@@ -125,13 +193,44 @@ fn is_named(part: &Part<'_>, watched: &Watched) -> bool {
     })
 }
 
-/// One of ours, one out of a device of ours, or one to pods: perhaps in place of ours.
-fn of_interest(route: &RouteMessage, watched: &Watched, indices: &Indices) -> bool {
+/// A neighbour or a forwarding entry of one of our devices.
+fn neighbour_concern(part: &Part<'_>, device: Device) -> Concern {
+    let (message, there) = match part.object() {
+        Some(Message::NewNeighbour(entry)) => (entry, true),
+        Some(Message::DelNeighbour(entry)) => (entry, false),
+        _ => return Concern::Among(Parts::NEIGHBOURS | Parts::FDB),
+    };
+    let entry = read::entry(&message);
+    let there = there && entry.permanent;
+    match message.header.family {
+        AddressFamily::Bridge => match (entry.mac, entry.to) {
+            (Some(mac), _) if !mac.is_unicast() => Concern::Nobody,
+            (Some(mac), Some(to)) => Concern::Entry(Announced::Fdb { device, mac, to, there }),
+            _ => Concern::Among(Parts::FDB),
+        },
+        _ => match entry.to {
+            Some(ip) => Concern::Entry(Announced::Neighbour { device, ip, mac: entry.mac.filter(|_| there) }),
+            None => Concern::Among(Parts::NEIGHBOURS),
+        },
+    }
+}
+
+/// Looked at are routes of ours and those out of a device of ours; and one to pods that is neither may have taken the
+/// place of one that is.
+fn route_concern(route: &RouteMessage, there: bool, watched: &Watched, indices: &Indices) -> Concern {
+    if route.header.table != RouteHeader::RT_TABLE_MAIN {
+        return Concern::Nobody;
+    }
     let device = route_device(route);
     let tunnel =
         |(known, index): (&Device, &u32)| matches!(known, Device::Tunnel(_)) && device == Some(*index);
     let inside = |to: Prefix| watched.networks.iter().any(|network| network.contains(to.addr()));
-    u8::from(route.header.protocol) == ROUTE_PROTOCOL
-        || indices.iter().any(tunnel)
-        || destination(route).is_some_and(inside)
+    let looked_at = u8::from(route.header.protocol) == ROUTE_PROTOCOL || indices.iter().any(tunnel);
+    if !looked_at && !destination(route).is_some_and(inside) {
+        return Concern::Nobody;
+    }
+    match as_route(route, indices).filter(|_| looked_at) {
+        Some((key, route)) => Concern::Entry(Announced::Route { key, route, there }),
+        None => Concern::Among(Parts::ROUTES),
+    }
 }

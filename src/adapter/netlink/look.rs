@@ -8,11 +8,11 @@ use rtnetlink::packet_route::AddressFamily;
 use super::read::{self, Indices};
 use super::socket::Rtnl;
 use crate::adapter::{ethtool, sysctl};
-use crate::plan::{Device, LinkState, Observed, Watched};
+use crate::plan::{Device, LinkState, Observed, Parts, Watched};
 
-/// Looks at devices, and at what is on them. `held` is the index of the TUN device that this process holds, where it
-/// is to hold one: another of the same name is none of ours.
-pub(super) async fn look(
+/// Looks at devices, their addresses and settings. `held` is the index of the TUN device that this process holds, where
+/// it is to hold one: another of the same name is none of ours.
+pub(super) async fn devices(
     rtnl: &mut Rtnl,
     watched: &Watched,
     held: Option<Option<u32>>,
@@ -22,7 +22,9 @@ pub(super) async fn look(
     let names = watched.tunnels.values().map(String::as_str);
     observed.host = sysctl::host(names.chain([watched.external_name.as_str()]));
     let indices: Indices = observed.links.iter().map(|(device, state)| (*device, state.index)).collect();
-    entries(rtnl, &indices, &mut observed).await.context("cannot read addresses, routes and neighbours")?;
+    for (&device, &index) in &indices {
+        read::addresses(rtnl, device, index, &mut observed).await.context("cannot read addresses")?;
+    }
     Ok((observed, indices))
 }
 
@@ -55,10 +57,13 @@ async fn links(
     Ok(())
 }
 
-async fn entries(rtnl: &mut Rtnl, indices: &Indices, observed: &mut Observed) -> Result<()> {
-    for (&device, &index) in indices {
-        read::addresses(rtnl, device, index, observed).await?;
-    }
+/// Looks at what is on the devices that were found.
+pub(super) async fn entries(
+    rtnl: &mut Rtnl,
+    parts: Parts,
+    indices: &Indices,
+    observed: &mut Observed,
+) -> Result<()> {
     let is_ours = |device: &Device| *device != Device::External;
     let links: &BTreeMap<Device, LinkState> = &observed.links;
     let vxlans: Vec<(Device, u32)> = links
@@ -67,16 +72,18 @@ async fn entries(rtnl: &mut Rtnl, indices: &Indices, observed: &mut Observed) ->
         .map(|(device, state)| (*device, state.index))
         .collect();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        read::routes(rtnl, family, None, indices, observed).await?;
-        for (_, &index) in indices.iter().filter(|(device, _)| is_ours(device)) {
-            read::routes(rtnl, family, Some(index), indices, observed).await?;
+        if parts.routes {
+            let ours = indices.iter().filter(|(device, _)| is_ours(device)).map(|(_, index)| Some(*index));
+            for by in std::iter::once(None).chain(ours) {
+                read::routes(rtnl, family, by, indices, observed).await.context("cannot read routes")?;
+            }
         }
-        for &vxlan in &vxlans {
-            read::neighbours(rtnl, family, vxlan, observed).await?;
+        for &vxlan in vxlans.iter().filter(|_| parts.neighbours) {
+            read::neighbours(rtnl, family, vxlan, observed).await.context("cannot read neighbours")?;
         }
     }
-    for &vxlan in &vxlans {
-        read::fdb(rtnl, vxlan, observed).await?;
+    for &vxlan in vxlans.iter().filter(|_| parts.fdb) {
+        read::fdb(rtnl, vxlan, observed).await.context("cannot read forwarding entries")?;
     }
     Ok(())
 }

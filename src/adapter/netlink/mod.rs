@@ -26,8 +26,8 @@ pub use self::vxlan::{kernel_has_vxlan, remove_vxlan};
 use super::firewall::Firewall;
 use super::tun::{TunDevice, TunOptions};
 use super::{ethtool, sysctl};
-use crate::plan::{Device, LinkChange, LinkKind, LinkSpec, LinkState, Observed, Op, Watched};
-use crate::ports::{Kernel, KernelError};
+use crate::plan::{Belief, Device, LinkChange, LinkKind, LinkSpec, LinkState, Observed, Op, Parts, Watched};
+use crate::ports::{Kernel, KernelError, Seen};
 
 /// Events come in bursts (a device that goes down takes its routes along); one look afterwards is enough.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -55,6 +55,7 @@ pub struct LinuxKernel {
     tun: Option<TunSlot>,
     watched: Option<Watched>,
     indices: Indices,
+    belief: Belief,
     /// Whether each device of ours took router advertisements when it was last looked at.
     accepted_ra: Vec<(String, Option<bool>)>,
 }
@@ -71,20 +72,32 @@ impl LinuxKernel {
             tun,
             watched: None,
             indices: Indices::new(),
+            belief: Belief::default(),
             accepted_ra: Vec::new(),
         })
     }
 
-    async fn look(&mut self, watched: &Watched) -> Result<Observed> {
+    /// Reads what is always read, and of the rest what is doubtful, or `everything`; how many entries were not as they
+    /// were believed to be.
+    async fn look(&mut self, watched: &Watched, everything: bool) -> Result<usize> {
         let held = self.tun.as_ref().map(|tun| tun.device.as_ref().map(TunDevice::index));
-        let (mut observed, indices) = look::look(&mut self.rtnl, watched, held).await?;
+        let (mut seen, indices) = look::devices(&mut self.rtnl, watched, held).await?;
         self.indices = indices;
+        let parts = self.belief.begin(&seen, everything);
+        look::entries(&mut self.rtnl, parts, &self.indices, &mut seen).await?;
         let setting =
             |(device, state): (&Device, &LinkState)| (watched.name(*device).to_owned(), state.accepts_ra);
-        let ours = observed.links.iter().filter(|(device, _)| **device != Device::External);
+        let ours = seen.links.iter().filter(|(device, _)| **device != Device::External);
         self.accepted_ra = ours.map(setting).collect();
-        observed.firewall = self.firewall.observe().await?;
-        Ok(observed)
+        seen.firewall = self.firewall.observe().await?;
+        if everything {
+            self.events.meanwhile(watched, &self.indices, &mut self.belief);
+        }
+        let unannounced = self.belief.renew(seen, parts);
+        if self.rtnl.has_raced() {
+            self.belief.doubt(Parts::ALL);
+        }
+        Ok(unannounced)
     }
 
     fn open_tunnel(&mut self, device: Device, spec: &LinkSpec) -> Result<(), KernelError> {
@@ -138,16 +151,23 @@ impl LinuxKernel {
 }
 
 impl Kernel for LinuxKernel {
-    async fn observe(&mut self, watched: &Watched) -> Result<Observed, KernelError> {
-        // What changes while we look is announced afterwards.
-        self.events.drain();
-        let observed = self.look(watched).await.map_err(|cause| KernelError {
-            doing: "read what the kernel holds".into(),
-            cause: format!("{cause:#}"),
-            remedy: None,
-        });
+    async fn observe(&mut self, watched: &Watched, everything: bool) -> Result<Seen<'_>, KernelError> {
+        if self.watched.as_ref() != Some(watched) {
+            self.belief.doubt(Parts::ALL);
+        }
         self.watched = Some(watched.clone());
-        observed
+        self.events.catch_up(watched, &self.indices, &mut self.belief);
+        match self.look(watched, everything).await {
+            Ok(unannounced) => Ok(Seen { observed: self.belief.observed(), unannounced }),
+            Err(cause) => {
+                self.belief.doubt(Parts::ALL);
+                Err(KernelError {
+                    doing: "read what the kernel holds".into(),
+                    cause: format!("{cause:#}"),
+                    remedy: None,
+                })
+            }
+        }
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), KernelError>> {
@@ -191,7 +211,16 @@ impl Kernel for LinuxKernel {
             }
         }
         let missing = |op: &Op| failed(op, "its device is not there".into());
-        ops.iter().zip(outcomes).map(|(op, outcome)| outcome.unwrap_or_else(|| Err(missing(op)))).collect()
+        let outcome = |(op, outcome): (&Op, Option<Result<(), KernelError>>)| {
+            let outcome = outcome.unwrap_or_else(|| Err(missing(op)));
+            match outcome {
+                Ok(()) => self.belief.note(op),
+                // Whatever is in its way is nothing that is believed.
+                Err(_) => self.belief.doubt(Parts::ALL),
+            }
+            outcome
+        };
+        ops.iter().zip(outcomes).map(outcome).collect()
     }
 
     async fn changed(&mut self) {
@@ -205,7 +234,7 @@ impl Kernel for LinuxKernel {
             tokio::select! {
                 () = self.firewall.changed() => break,
                 () = settings_changed(&self.accepted_ra) => break,
-                () = self.events.changed(self.watched.as_ref(), &self.indices) => break,
+                () = self.events.changed(self.watched.as_ref(), &self.indices, &mut self.belief) => break,
                 Some(index) = failed => {
                     let slot = self.tun.as_mut();
                     if let Some(slot) = slot.filter(|slot| slot.device.as_ref().is_some_and(|d| d.index() == index)) {
@@ -234,7 +263,9 @@ pub use self::cleanup::remove_ours;
 /// What the kernel holds of what is watched, but for traffic rules: for a comparison beside the loop.
 pub async fn survey(watched: &Watched) -> Result<Observed> {
     let mut rtnl = Rtnl::open().context("cannot open a netlink socket")?;
-    Ok(look::look(&mut rtnl, watched, None).await?.0)
+    let (mut observed, indices) = look::devices(&mut rtnl, watched, None).await?;
+    look::entries(&mut rtnl, Parts::ALL, &indices, &mut observed).await?;
+    Ok(observed)
 }
 
 /// Opens a connection to rtnetlink.

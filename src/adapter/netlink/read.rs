@@ -175,7 +175,7 @@ pub(super) async fn routes(
     Ok(())
 }
 
-fn as_route(message: &RouteMessage, indices: &Indices) -> Option<(RouteKey, Route)> {
+pub(super) fn as_route(message: &RouteMessage, indices: &Indices) -> Option<(RouteKey, Route)> {
     let mut metric = 0;
     let (mut via, mut mtu) = (None, None);
     for attribute in &message.attributes {
@@ -233,7 +233,7 @@ pub(super) async fn neighbours(
     request.header.family = family;
     request.attributes.push(NeighbourAttribute::IfIndex(index));
     for message in rtnl.dump(&Message::GetNeighbour(request)).await? {
-        if let Some((mac, Some(ip))) = entry(&message, index) {
+        if let Some((mac, ip)) = permanent(&message, index) {
             observed.neighbours.insert((device, ip), mac);
         }
     }
@@ -250,30 +250,42 @@ pub(super) async fn fdb(
     request.header.family = AddressFamily::Bridge;
     request.header.ifindex = index;
     for message in rtnl.dump(&Message::GetNeighbour(request)).await? {
-        if let Some((mac, Some(to))) = entry(&message, index).filter(|(mac, _)| mac.is_unicast()) {
+        if let Some((mac, to)) = permanent(&message, index).filter(|(mac, _)| mac.is_unicast()) {
             observed.fdb.insert((device, mac, to));
         }
     }
     Ok(())
 }
 
-/// A permanent entry of a device: Ethernet address and, where there is one, IP address.
-fn entry(message: &Message, index: u32) -> Option<(MacAddr, Option<IpAddr>)> {
-    let Message::NewNeighbour(entry) = message else { return None };
-    if entry.header.ifindex != index || u16::from(entry.header.state) & PERMANENT == 0 {
-        return None;
-    }
-    let (mut mac, mut to) = (None, None);
-    for attribute in &entry.attributes {
+/// What a message says of a neighbour or a forwarding entry.
+#[derive(Default)]
+pub(super) struct Entry {
+    pub(super) permanent: bool,
+    pub(super) mac: Option<MacAddr>,
+    /// The neighbour's address, or the node behind a forwarding entry.
+    pub(super) to: Option<IpAddr>,
+}
+
+pub(super) fn entry(message: &NeighbourMessage) -> Entry {
+    let permanent = u16::from(message.header.state) & PERMANENT != 0;
+    let mut entry = Entry { permanent, ..Entry::default() };
+    for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = bytes.as_slice().try_into().ok().map(MacAddr);
+                entry.mac = bytes.as_slice().try_into().ok().map(MacAddr);
             }
-            NeighbourAttribute::Destination(address) => to = neighbour_ip(address),
+            NeighbourAttribute::Destination(address) => entry.to = neighbour_ip(address),
             _ => {}
         }
     }
-    Some((mac?, to))
+    entry
+}
+
+/// A permanent entry of device `index` that has both addresses.
+fn permanent(message: &Message, index: u32) -> Option<(MacAddr, IpAddr)> {
+    let Message::NewNeighbour(message) = message else { return None };
+    let entry = entry(message);
+    entry.mac.zip(entry.to).filter(|_| entry.permanent && message.header.ifindex == index)
 }
 
 fn neighbour_ip(address: &NeighbourAddress) -> Option<IpAddr> {

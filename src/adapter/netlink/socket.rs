@@ -24,8 +24,7 @@ const BUFFER: usize = 64 << 10;
 /// Length of a netlink header.
 const HEADER: usize = 16;
 
-/// How often a dump that raced with a change is begun anew. What is read at last may lack a part or have one twice;
-/// the change's own event brings the next look.
+/// How often a dump that raced with a change is begun anew. What is read at last may lack a part or have one twice.
 const ATTEMPTS: usize = 3;
 
 /// An open connection to rtnetlink. One request or dump at a time.
@@ -34,6 +33,7 @@ pub(super) struct Rtnl {
     port: u32,
     sequence: u32,
     buffer: Vec<u8>,
+    raced: bool,
 }
 
 /// Why the kernel refused a request.
@@ -57,12 +57,17 @@ impl Rtnl {
         inner.set_ext_ack(true)?;
         // Linux 4.20. Without it the kernel sends everything, and what was not asked for is dropped here.
         let _ = inner.set_netlink_get_strict_chk(true);
-        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(BUFFER), raced: false })
     }
 
     /// What the kernel marks our own changes with when it tells everybody about them.
     pub(super) fn port(&self) -> u32 {
         self.port
+    }
+
+    /// Whether a dump since this was asked last may lack something, because it raced with changes to the end.
+    pub(super) fn has_raced(&mut self) -> bool {
+        std::mem::take(&mut self.raced)
     }
 
     /// The answer to a request for one object; `None` when there is no such object.
@@ -90,7 +95,10 @@ impl Rtnl {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {
                     attempt += 1;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(found),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.raced = true;
+                    return Ok(found);
+                }
                 Err(error) => return Err(error),
                 // Nothing there, or a filter by a device that has just gone.
                 Ok(Some(Errno::ENODEV | Errno::ENOENT)) => return Ok(Vec::new()),

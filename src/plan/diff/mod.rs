@@ -1,7 +1,7 @@
 //! The steps from what the kernel holds to what it should hold.
 
 #[cfg(test)]
-mod tests;
+pub(in crate::plan) mod tests;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -41,7 +41,7 @@ fn vxlan() -> Vxlan {
 
 /// A VXLAN node with the given peers: number of the pod network, last byte of VTEP and node, and whether it is
 /// reached directly.
-fn want(peers: &BTreeMap<u8, (u8, bool)>) -> Desired {
+pub(in crate::plan) fn want(peers: &BTreeMap<u8, (u8, bool)>) -> Desired {
     let mut desired = Desired {
         mtu: 1450,
         links: BTreeMap::from([(
@@ -79,7 +79,7 @@ fn want(peers: &BTreeMap<u8, (u8, bool)>) -> Desired {
 }
 
 /// A machine with nothing but its external interface.
-fn bare() -> Observed {
+pub(in crate::plan) fn bare() -> Observed {
     let external = LinkState { index: 2, mtu: 1500, up: true, ..LinkState::default() };
     Observed { links: BTreeMap::from([(Device::External, external)]), ..Observed::default() }
 }
@@ -112,7 +112,7 @@ fn links() -> impl Strategy<Value = Option<LinkState>> {
 }
 
 prop_compose! {
-    fn peers()(all in prop::collection::btree_map(2u8..8, any::<bool>(), 0..6), shift in 0u8..3)
+    pub(in crate::plan) fn peers()(all in prop::collection::btree_map(2u8..8, any::<bool>(), 0..6), shift in 0u8..3)
         -> BTreeMap<u8, (u8, bool)>
     {
         all.into_iter().map(|(number, direct)| (number, (number + shift, direct))).collect()
@@ -121,7 +121,7 @@ prop_compose! {
 
 prop_compose! {
     /// The state that some earlier daemon, with other peers, left, and that somebody has played with since.
-    fn kernels()(
+    pub(in crate::plan) fn kernels()(
         link in links(),
         before in peers(),
         lost in prop::collection::vec(any::<bool>(), 32),
