@@ -164,6 +164,17 @@ fn passes(node: &Node) -> Result<Passes> {
     Ok(Passes([of("quiet"), of("changed"), of("failed")], writes))
 }
 
+/// Waits for the end of a look that is under way: half of one before the damage and half of one behind it is none.
+fn at_rest(node: &Node) -> Result<Passes> {
+    let mut last = passes(node)?;
+    wait::until_true("the daemon is at rest", || {
+        std::thread::sleep(Duration::from_millis(200));
+        let before = std::mem::replace(&mut last, passes(node)?);
+        Ok(before == last)
+    })?;
+    Ok(last)
+}
+
 fn rounds(kind: Kind, notes: &Notes) -> Result<()> {
     let seed = match std::env::var("LODEN_SEED") {
         Ok(seed) => seed.parse().context("LODEN_SEED")?,
@@ -205,7 +216,7 @@ fn one_round(cluster: &mut Cluster, kind: Kind, random: &mut Rng) -> Result<(Dur
             peer.wanted(kind, &mut wanted)?;
         }
     }
-    let before = passes(cluster.node("n1")?)?;
+    let before = at_rest(cluster.node("n1")?)?;
     cluster.node("n1")?.daemon()?.signal(Signal::SIGSTOP)?;
     let broken = cluster.publish_only(&manifests).and_then(|()| damage(cluster.node("n1")?, kind, random));
     let node = cluster.node("n1")?;
