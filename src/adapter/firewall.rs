@@ -243,12 +243,6 @@ impl Firewall {
         nft::load(&guard.script()).await?;
         let table = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
         self.ledger.borrow_mut().guard = Some((guard.clone(), table.ok_or_else(disturbed)?));
-        if guard.check.is_some()
-            && let Err(error) = self.nft.renew_guard()
-        {
-            self.ledger.borrow_mut().guard = None;
-            return Err(failure(error));
-        }
         self.renewed = Instant::now();
         Ok(())
     }

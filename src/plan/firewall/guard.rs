@@ -142,9 +142,8 @@ impl Guard {
         (untracked || self.check.is_some()).then(|| Self { untracked, ..self.clone() })
     }
 
-    /// The transaction that puts the table in force, whatever was there before.
-    ///
-    /// Its checks do not hold yet: [`GUARDED`]'s element comes afterwards, from where it is renewed.
+    /// The transaction that puts the table in force, whatever was there before: its checks hold from the first packet
+    /// on, and none is asked of a set whose members are still to come.
     pub fn script(&self) -> String {
         // `add` before `delete` makes the deletion valid when the table is absent.
         let mut text =
@@ -238,7 +237,11 @@ impl Guard {
                 "  set {set} {{\n    type {kind}\n    size 256\n    flags dynamic,timeout\n    timeout 10m\n  }}\n"
             );
         }
-        let _ = write!(text, "  set {GUARDED} {{\n    type inet_proto\n    flags timeout\n  }}\n");
+        let _ = write!(
+            text,
+            "  set {GUARDED} {{\n    type inet_proto\n    flags timeout\n    elements = {{ udp timeout {}s }}\n  }}\n",
+            GUARDED_FOR.as_secs()
+        );
         let _ = write!(
             text,
             "  chain input {{\n    type filter hook input priority raw; policy accept;\n    \
