@@ -400,8 +400,8 @@ impl<K: Kind> Sync<K> {
             // It answers, so pauses that grew in an outage do not count.
             self.backoff.reset();
         } else {
-            // A server that ends a watch in good order is not away yet.
-            self.unsure |= trouble.cause != Cause::Closed;
+            // However a watch ended before its time: a server that was stopped may be another one when it is asked next.
+            self.unsure = true;
         }
         if trouble.cause == Cause::TimeLimit {
             return None;

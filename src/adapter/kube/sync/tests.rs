@@ -179,11 +179,14 @@ fn after_a_break_it_goes_on_from_the_last_version_a_bookmark_included() {
     desk.said(WatchEvent::Added(thing("c", 12))).unwrap();
     desk.said(bookmark(40, false)).unwrap();
     assert_eq!(desk.fails(&Trouble::new(Cause::Closed, "")), None, "a server may end a watch");
-    desk.opens("40", false);
-    assert!(desk.fails(&Trouble::new(Cause::Refused, "")).is_some());
-    assert_eq!(desk.ask(), Ask::Version, "who was away may come back with another history");
-    desk.sync.reaches("41");
-    desk.opens("40", false);
+    for end in ["closed", "refused"] {
+        assert_eq!(desk.ask(), Ask::Version, "after {end} it may be a server with another history");
+        desk.sync.reaches("41");
+        desk.opens("40", false);
+        assert_eq!(desk.fails(&Trouble::new(Cause::TimeLimit, "")), None);
+        desk.opens("40", false);
+        assert!(desk.fails(&Trouble::new(Cause::Refused, "")).is_some());
+    }
 }
 
 #[test]
