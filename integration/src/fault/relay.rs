@@ -280,7 +280,8 @@ fn sort(line: &str) -> At {
         ("PATCH", _) => At::Patch,
         ("GET", Some(query)) if query.contains("sendInitialEvents=true") => At::StreamingList,
         ("GET", Some(query)) if query.contains("watch=true") => At::Watch,
-        ("GET", Some(_)) => At::Page,
+        // A list of one object asks only how far the server's history goes.
+        ("GET", Some(query)) if !query.split('&').any(|word| word == "limit=1") => At::Page,
         _ => At::Request,
     }
 }
