@@ -8,7 +8,6 @@ mod ledger;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -20,8 +19,8 @@ use tracing::{info, warn};
 pub use self::ledger::Look;
 use self::ledger::{Ledger, Legacy, digest, look_at_legacy};
 use super::iptables::{Programs, Saved};
-pub use super::nft::GuardCounters;
 use super::nft::{self, FirewallEvents, Nft, Survey};
+pub use super::nft::{GuardCounters, GuardReader};
 use super::program::Failure;
 use crate::plan::firewall::iptables::random_fully;
 use crate::plan::firewall::{
@@ -297,16 +296,6 @@ impl Firewall {
         };
         Ok(Rules { masquerade: Some(Masquerade { fully_random }), ..*rules })
     }
-}
-
-/// What the guard has dropped or counted; `None` without table, or with one that checks nothing.
-pub fn guard_counters() -> Result<Option<GuardCounters>> {
-    nft::guard_counters()
-}
-
-/// Who was refused by the guard last, as far as it is remembered.
-pub fn last_refused() -> Result<Option<IpAddr>> {
-    nft::last_refused()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]

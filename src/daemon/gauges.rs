@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::data_path::DataPath;
 use super::state::State;
-use crate::adapter::firewall::{self, GuardCounters};
+use crate::adapter::firewall::{GuardCounters, GuardReader};
 use crate::adapter::netlink;
 use crate::config::netconf::BackendConf;
 use crate::config::offload::Features;
@@ -68,6 +68,7 @@ impl Gauges {
 
 /// What the kernel has kept out of its tunnel.
 pub(super) struct Doors {
+    reader: GuardReader,
     seen: GuardCounters,
     /// Who was refused last.
     sender: Option<IpAddr>,
@@ -77,8 +78,9 @@ pub(super) struct Doors {
 impl Doors {
     /// From now on: what a table of an earlier daemon has counted is not ours to count again.
     pub(super) fn new() -> Self {
-        let seen = firewall::guard_counters().ok().flatten().unwrap_or_default();
-        Self { seen, sender: None, refusals: Refusals::default() }
+        let mut reader = GuardReader::default();
+        let seen = reader.counters().ok().flatten().unwrap_or_default();
+        Self { reader, seen, sender: None, refusals: Refusals::default() }
     }
 
     #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
@@ -87,14 +89,14 @@ impl Doors {
             return;
         }
         // Without a table there is nothing to count, and the pass over the kernel says why there is none.
-        let Ok(Some(now)) = firewall::guard_counters() else { return };
+        let Ok(Some(now)) = self.reader.counters() else { return };
         let before = if self.seen.table == now.table { self.seen.packets } else { [0; 2] };
         for ((counter, before), now) in state.metrics.refused_by_kernel.iter().zip(before).zip(now.packets) {
             counter.inc_by(now.saturating_sub(before));
         }
         if now != self.seen {
             self.seen = now;
-            self.sender = firewall::last_refused().ok().flatten();
+            self.sender = self.reader.last_refused().ok().flatten();
         }
         // What was only counted has arrived.
         if state.conf.source_check != SourceCheck::Enforce {

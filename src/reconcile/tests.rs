@@ -83,27 +83,32 @@ fn goal() -> Arc<Intent> {
     Arc::new(crate::plan::sample_intent())
 }
 
-/// Runs the loop while `script` plays; returns of each pass the steps done, whether it was a repair, and whether it
-/// converged.
+/// Runs the loop while `script` plays; of each pass the steps done, whether it was a repair, and whether it converged.
 fn play<F: Future<Output = ()>>(
     world: &World,
     goals: watch::Receiver<Option<Arc<Intent>>>,
     script: F,
 ) -> Vec<(usize, bool, bool)> {
-    let passes = Rc::new(RefCell::new(Vec::new()));
-    let seen = passes.clone();
-    let report = move |pass: &Pass| {
-        seen.borrow_mut().push((pass.done.len(), pass.repair, pass.converged()));
-    };
+    watch_passes(world, goals, |pass| (pass.done.len(), pass.repair, pass.converged()), script)
+}
+
+/// Runs the loop while `script` plays; what `look` sees in each pass.
+fn watch_passes<T, F: Future<Output = ()>>(
+    world: &World,
+    goals: watch::Receiver<Option<Arc<Intent>>>,
+    look: impl Fn(&Pass) -> T,
+    script: F,
+) -> Vec<T> {
+    let passes = RefCell::new(Vec::new());
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         tokio::select! {
-            () = run(world.clone(), goals, || {}, report) => {}
+            () = run(world.clone(), goals, || {}, |pass| passes.borrow_mut().push(look(pass))) => {}
             () = script => {}
         }
     });
-    passes.take()
+    passes.into_inner()
 }
 
 async fn settle() {
@@ -204,9 +209,6 @@ fn what_nobody_has_told_is_found_by_the_safety_pass_and_by_who_asks_for_one() {
     let world = World::new();
     let (sender, goals) = watch::channel(Some(goal()));
     let quiet = world.clone();
-    let found = Rc::new(RefCell::new(Vec::new()));
-    let seen = found.clone();
-    let report = move |pass: &Pass| seen.borrow_mut().push((pass.unannounced, pass.done.len()));
     let flush = |world: &World| world.state.borrow_mut().routes.clear();
     let script = async {
         settle().await;
@@ -226,15 +228,8 @@ fn what_nobody_has_told_is_found_by_the_safety_pass_and_by_who_asks_for_one() {
         settle().await;
         assert_eq!(quiet.state.borrow().routes.len(), 2);
     };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
-        tokio::select! {
-            () = run(world.clone(), goals, || {}, report) => {}
-            () = script => {}
-        }
-    });
-    assert_eq!(found.take(), [(0, 7), (0, 0), (0, 1), (1, 1), (2, 2)]);
+    let found = watch_passes(&world, goals, |pass| (pass.unannounced, pass.done.len()), script);
+    assert_eq!(found, [(0, 7), (0, 0), (0, 1), (1, 1), (2, 2)]);
 }
 
 #[test]

@@ -128,12 +128,27 @@ pub(super) async fn would_load(script: &str) -> bool {
     program::run("nft", &["--check", "-f", "-"], script).await.is_ok()
 }
 
-/// What our own table has counted; `None` when there is none, or none with counters.
-pub(super) fn guard_counters() -> Result<Option<GuardCounters>> {
-    own_table::counters(&mut Connection::open()?)
-}
+/// Reads what the guard has met. Apart from [`Nft`], because it is read between two passes over the kernel; the connection is
+/// kept, because closing one can wait for the kernel's own cleaning.
+#[derive(Default)]
+pub struct GuardReader(Option<Connection>);
 
-/// Who was refused last, as far as it is remembered.
-pub(super) fn last_refused() -> Result<Option<IpAddr>> {
-    own_table::last_refused(&mut Connection::open()?)
+impl GuardReader {
+    /// What the guard has dropped or counted; `None` without table, or with one that checks nothing.
+    pub fn counters(&mut self) -> Result<Option<GuardCounters>> {
+        self.ask(own_table::counters)
+    }
+
+    /// Who was refused by the guard last, as far as it is remembered.
+    pub fn last_refused(&mut self) -> Result<Option<IpAddr>> {
+        self.ask(own_table::last_refused)
+    }
+
+    /// A connection that failed is not used again.
+    fn ask<T>(&mut self, question: impl Fn(&mut Connection) -> Result<T>) -> Result<T> {
+        let mut connection = self.0.take().map_or_else(Connection::open, Ok)?;
+        let answer = question(&mut connection)?;
+        self.0 = Some(connection);
+        Ok(answer)
+    }
 }
