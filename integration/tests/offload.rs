@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,7 +17,9 @@ use integration::probe::{icmp, load};
 use integration::suite::{Notes, Setup, Suite};
 use integration::topology::{Cluster, Wire};
 use integration::wait;
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 /// What is switched off; nothing, each by itself, what older kernels lack, and everything.
 const SETTINGS: [&str; 8] = ["", "tso", "uso", "gso", "gro", "coalesce", "uso,gro", "all"];
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         .check("what goes in comes out or is counted", accounts)
         .check("many flows spread over several queues, each in its order", queues)
         .check("over VXLAN queues have a port each, and each flow its order", queues_vxlan)
+        .check("pinned threads stay on the CPU of their queue", pinned)
         .check("half of what the path carries is carried without a loss", half)
         .check("a soak of bulk and bursts: memory stays flat, counters agree", soak)
         .main()
@@ -237,11 +240,10 @@ fn accounts(lab: &mut Lab, _: &Notes) -> Result<()> {
 }
 
 /// A cluster whose daemons have four queues.
-fn four_queues(backend: &str) -> Result<Cluster> {
+fn four_queues(backend: &str, pin: bool) -> Result<Cluster> {
     let mut cluster = Cluster::builder().nodes(2).pods_per_node(4).backend(backend).build()?;
-    let path = cluster.dir().join("net-conf.json");
-    let text = std::fs::read_to_string(&path).context("read net-conf.json")?;
-    std::fs::write(&path, text.replacen('{', "{\"Queues\": 4, ", 1)).context("write net-conf.json")?;
+    net_conf::set(&cluster, "Queues", 4)?;
+    net_conf::set(&cluster, "Pin", pin)?;
     cluster.start_daemons()?;
     cluster.attach_pods()?;
     Ok(cluster)
@@ -285,7 +287,7 @@ fn by_queue(cluster: &Cluster, node: &str, direction: &str) -> Result<Vec<f64>> 
 }
 
 fn queues(_: &mut Lab, notes: &Notes) -> Result<()> {
-    let cluster = four_queues(r#"{"Type": "udp"}"#)?;
+    let cluster = four_queues(r#"{"Type": "udp"}"#, false)?;
     let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
     let sent = by_queue(&cluster, "n1", "tx")?;
     ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
@@ -297,7 +299,7 @@ fn queues(_: &mut Lab, notes: &Notes) -> Result<()> {
 }
 
 fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
-    let cluster = four_queues(r#"{"Type": "vxlan", "Mode": "userspace"}"#)?;
+    let cluster = four_queues(r#"{"Type": "vxlan", "Mode": "userspace"}"#, false)?;
     let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
     let [sent, took] = [by_queue(&cluster, "n1", "tx")?, by_queue(&cluster, "n2", "rx")?];
     ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
@@ -312,6 +314,28 @@ fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
     ensure!(ports.len() == 4 && !ports.contains(&8472), "sent from ports {ports:?}");
     notes.add(format!("{arrived} of {all} datagrams; packets sent by queue: {sent:?}, received: {took:?}"));
     Ok(())
+}
+
+fn pinned(_: &mut Lab, notes: &Notes) -> Result<()> {
+    let cluster = four_queues(r#"{"Type": "udp"}"#, true)?;
+    let mut threads = BTreeMap::<String, usize>::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", cluster.node("n1")?.daemon()?.pid()))? {
+        let task = task?.path();
+        let name = std::fs::read_to_string(task.join("comm"))?;
+        if ["tun-to-udp", "udp-to-tun"].contains(&name.trim()) {
+            let status = std::fs::read_to_string(task.join("status"))?;
+            let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            *threads.entry(cpus.context("no list of CPUs")?.trim().to_owned()).or_default() += 1;
+        }
+    }
+    // Queues go round the CPUs, and each has two threads.
+    let ours = sched_getaffinity(Pid::from_raw(0))?;
+    let cpus = (0..CpuSet::count()).filter(|cpu| ours.is_set(*cpu) == Ok(true)).count().min(4);
+    let single = threads.keys().all(|cpus| cpus.parse::<usize>().is_ok());
+    ensure!(single && threads.len() == cpus, "threads by the CPUs that they may use: {threads:?}");
+    ensure!(threads.values().sum::<usize>() == 8, "threads by the CPUs that they may use: {threads:?}");
+    notes.add(format!("threads by CPU: {threads:?}"));
+    carries(&cluster)
 }
 
 /// Datagrams at half the rate that was found to arrive. A machine that stands still for a moment loses what comes

@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod control;
+pub mod cpus;
 pub mod ethtool;
 pub mod file;
 pub mod firewall;

@@ -11,6 +11,7 @@ use encap::Framing;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use crate::adapter::cpus;
 use crate::adapter::tun::{DeviceIo, TunDevice};
 use crate::adapter::udp::{OuterSocket, UdpIo, WakeFd};
 use crate::config::offload::{Feature, Features};
@@ -25,15 +26,25 @@ pub(super) struct Endpoint {
     pub(super) port: u16,
 }
 
+/// How its threads run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Threads {
+    /// How many for each direction, if the device takes as many queues.
+    pub(super) queues: usize,
+    /// How long each stays awake with nothing to do.
+    pub(super) spin: Duration,
+    /// Whether those of one queue stay on one CPU.
+    pub(super) pin: bool,
+}
+
 /// The data path and what it runs on.
 pub(super) struct DataPath {
     shared: Arc<Shared>,
     framing: Framing,
-    queues: usize,
+    conf: Threads,
     endpoint: Endpoint,
     socket: OuterSocket,
     other: Option<OuterSocket>,
-    spin: Duration,
     running: Option<Running>,
     exits: mpsc::UnboundedSender<Exit>,
 }
@@ -59,14 +70,13 @@ impl DataPath {
         shared: Arc<Shared>,
         endpoint: Endpoint,
         framing: Framing,
-        spin: Duration,
-        queues: usize,
+        conf: Threads,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Exit>)> {
-        let socket = bind(endpoint.address, endpoint.port, framing, queues)?;
-        let bind = |address| bind(address, endpoint.port, framing, queues);
+        let bind = |address| bind(address, endpoint.port, framing, conf.queues);
+        let socket = bind(endpoint.address)?;
         let other = endpoint.other.map(bind).transpose()?;
         let (exits, receiver) = mpsc::unbounded_channel();
-        Ok((Self { shared, framing, queues, endpoint, socket, other, spin, running: None, exits }, receiver))
+        Ok((Self { shared, framing, conf, endpoint, socket, other, running: None, exits }, receiver))
     }
 
     /// Takes datagrams at `endpoint` from now on.
@@ -75,7 +85,7 @@ impl DataPath {
             return Ok(());
         }
         // An address that stays is taken by the socket that stays.
-        let bind = |address| bind(address, endpoint.port, self.framing, self.queues);
+        let bind = |address| bind(address, endpoint.port, self.framing, self.conf.queues);
         if endpoint.address != self.endpoint.address {
             self.socket = bind(endpoint.address)?;
         }
@@ -99,7 +109,7 @@ impl DataPath {
     pub(super) fn start(&mut self, device: &TunDevice) -> Result<()> {
         self.stop();
         self.shared.resume();
-        let wake = Arc::new(WakeFd::new(self.spin)?);
+        let wake = Arc::new(WakeFd::new(self.conf.spin)?);
         self.set_offloads(device);
         let mut threads = Vec::new();
         let outcome = self.threads(device, &wake, &mut threads);
@@ -122,7 +132,7 @@ impl DataPath {
         };
         for queue in 0..device.queues() {
             let (tun, mut udp, shared) = io(queue);
-            threads.push(self.spawn("tun-to-udp", device.index(), move || match tun {
+            threads.push(self.spawn("tun-to-udp", device.index(), queue, move || match tun {
                 DeviceIo::Plain(mut tun) => {
                     dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns())
                 }
@@ -134,7 +144,7 @@ impl DataPath {
         }
         for queue in 0..self.socket.queues() {
             let (tun, mut udp, shared) = io(queue);
-            threads.push(self.spawn("udp-to-tun", device.index(), move || match tun {
+            threads.push(self.spawn("udp-to-tun", device.index(), queue, move || match tun {
                 DeviceIo::Plain(mut tun) => dataplane::decapsulate(&shared, queue, &mut udp, &mut tun),
                 DeviceIo::Frames(mut tun) => {
                     dataplane::decapsulate_offloaded(&shared, queue, framing, &mut udp, &mut tun)
@@ -168,10 +178,17 @@ impl DataPath {
         &self,
         name: &'static str,
         device: u32,
+        queue: usize,
         body: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<JoinHandle<()>> {
-        let exits = self.exits.clone();
+        let (exits, pin) = (self.exits.clone(), self.conf.pin);
         let work = move || {
+            if pin {
+                match cpus::pin(queue) {
+                    Ok(cpu) => info!(thread = name, queue, cpu, "stays on its CPU"),
+                    Err(failure) => warn!(thread = name, queue, "runs on any CPU: {failure:#}"),
+                }
+            }
             if let Err(failure) = body() {
                 // Nobody listens any more at shutdown.
                 let _ = exits.send(Exit { device, cause: format!("thread {name} ended: {failure}") });

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tracing::{info, warn};
 
-use super::data_path::{DataPath, Endpoint, Exit};
+use super::data_path::{DataPath, Endpoint, Exit, Threads};
 use super::gauges::Gauges;
 use super::state::State;
 use crate::adapter::netlink::{self, TunSlot};
@@ -91,8 +91,7 @@ impl Forwarding {
             state.shared.clone(),
             tunnel.endpoint,
             tunnel.framing,
-            state.conf.spin,
-            state.queues,
+            Threads { queues: state.queues, spin: state.conf.spin, pin: state.conf.pin },
         )?;
         let options = TunOptions {
             offloads: state.offloads,

@@ -35,6 +35,8 @@ pub struct NetConf {
     pub offload: bool,
     /// `Spin`, in microseconds: how long a data-path thread with nothing to do looks before it sleeps. Not in flannel.
     pub spin: Duration,
+    /// `Pin`: whether the data-path threads of a queue stay on one CPU. Not in flannel.
+    pub pin: bool,
     /// `Queues`: how many queues the tunnel device has, each with a data-path thread for either direction; `None`: as
     /// fits the machine. Not in flannel.
     pub queues: Option<usize>,
@@ -69,6 +71,7 @@ const KEYS: &[&str] = &[
     "SourceCheck",
     "Offload",
     "Spin",
+    "Pin",
     "Queues",
     "PartialChecksum",
     "Backend",
@@ -106,6 +109,7 @@ impl NetConf {
             source_check: source_check(&root)?,
             offload: offload(&root)?,
             spin: Duration::from_micros(root.integer("Spin", 0..=MAX_SPIN_MICROS)?.unwrap_or(0)),
+            pin: root.boolean("Pin")?.unwrap_or(false),
             queues: root.integer("Queues", 1..=MAX_QUEUES)?.and_then(|queues| usize::try_from(queues).ok()),
             partial_checksum: root.boolean("PartialChecksum")?.unwrap_or(false),
             backend,

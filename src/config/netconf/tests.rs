@@ -156,6 +156,7 @@ fn each_error_names_field_value_and_remedy() {
         (r#"{"Network": "10.0.0.0/8", "EnableIPv4": false}"#, &["EnableIPv4 is false", "set one of them"]),
         (r#"{"Network": "10.0.0.0/8", "SubnetLen": "24"}"#, &["SubnetLen is \"24\"", "whole number"]),
         (r#"{"Network": "10.0.0.0/8", "Spin": 1001}"#, &["Spin is 1001", "1000"]),
+        (r#"{"Network": "10.0.0.0/8", "Pin": 1}"#, &["Pin", "true"]),
         (r#"{"Network": "10.0.0.0/8", "Queues": 0}"#, &["Queues is 0", "16"]),
         (r#"{"Network": "10.0.0.0/8", "Queues": 17}"#, &["Queues is 17", "16"]),
         (r#"{"Network": "10.0.0.0/8", "Offload": "on"}"#, &["Offload is \"on\"", "\"auto\""]),
