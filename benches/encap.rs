@@ -38,7 +38,7 @@ fn table() -> Fib {
             peer: PeerId(node.into()),
             addr: node_addr(node),
             mtu: 8972,
-            caps: PeerCaps { ipv6: true, ecn: true, partial_checksum: true },
+            caps: PeerCaps { ipv6: true, ecn: true, partial_checksum: true, flow_ports: true },
             mac: Some(MacAddr([2, 0, 0, 0, 0, node])),
         };
         let owner = if node == 0 { Owner::Local } else { Owner::Peer(hop) };

@@ -220,8 +220,22 @@ pub trait FrameIo {
 
 /// The UDP socket's sending side, many datagrams at a time.
 pub trait SegmentIo {
-    /// Sends what `parts` hold as datagrams of `size` bytes to one address, marked with `ecn`; the last may be shorter.
-    fn send(&mut self, to: IpAddr, ecn: u8, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError>;
+    /// Sends what `parts` hold as datagrams of `size` bytes; the last may be shorter.
+    fn send(&mut self, to: Target, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError>;
+
+    /// From how many ports it can send.
+    fn flow_ports(&self) -> usize;
+}
+
+/// Where datagrams go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// To which node.
+    pub addr: IpAddr,
+    /// The congestion mark.
+    pub ecn: u8,
+    /// From which of the ports, by which flows are told apart; `None` where it takes them from the tunnel's only.
+    pub flow: Option<usize>,
 }
 
 /// Why nothing was sent.

@@ -10,6 +10,7 @@
 //! | [`ip`] | a view of an IP packet that is checked once |
 //! | [`fib`] | who owns which prefix: immutable longest-prefix match |
 //! | [`forward`], [`drop`](mod@drop) | what to do with a packet, and one reason for each that is dropped |
+//! | [`flow`] | a number for each flow |
 //! | [`ecn`] | congestion marks from the outer packet to the inner one |
 //! | [`icmp`] | the errors a tunnel owes to senders |
 //! | [`framing`], [`udp`], [`vxlan`], [`ethernet`], [`mtu`] | framing, and what it costs |
@@ -23,6 +24,7 @@ pub mod drop;
 pub mod ecn;
 pub mod ethernet;
 pub mod fib;
+pub mod flow;
 pub mod forward;
 pub mod framing;
 pub mod icmp;

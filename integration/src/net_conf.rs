@@ -24,7 +24,7 @@ pub fn set(cluster: &Cluster, key: &str, value: impl Into<Value>) -> Result<()> 
 pub fn partial_checksum(cluster: &mut Cluster) -> Result<()> {
     let mut nodes = cluster.manifests();
     for node in &mut nodes {
-        let caps = r#"{"MTU": 65535, "capabilities": ["ecn", "ipv6", "partial-checksum"]}"#;
+        let caps = r#"{"MTU": 65535, "capabilities": ["ecn", "flow-ports", "ipv6", "partial-checksum"]}"#;
         node.annotations = vec![("flannel.alpha.coreos.com/loden".into(), caps.into())];
     }
     cluster.publish_only(&nodes)

@@ -116,7 +116,7 @@ impl Node {
             Some("vxlan") => self.vxlan_annotations(),
             // Without it a peer of the UDP backend may be a flannel.
             Some("udp") => {
-                let able = ["ecn", "ipv6"];
+                let able = ["ecn", "flow-ports", "ipv6"];
                 vec![("loden", json!({"MTU": u16::MAX, "capabilities": able}).to_string())]
             }
             _ => Vec::new(),

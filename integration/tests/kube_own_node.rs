@@ -70,7 +70,7 @@ fn annotations(kube: &mut Kube, _: &Notes) -> Result<()> {
     wait_annotation(kube, "public-ip", "192.168.77.1")?;
     let got: Vec<(String, String)> = written(kube)?.into_iter().collect();
     let version = env!("CARGO_PKG_VERSION");
-    let ours = format!(r#"{{"MTU":1472,"capabilities":["ecn","ipv6"],"version":"{version}"}}"#);
+    let ours = format!(r#"{{"MTU":1472,"capabilities":["ecn","flow-ports","ipv6"],"version":"{version}"}}"#);
     let want = [
         ("backend-data", "null"),
         ("backend-type", ""),

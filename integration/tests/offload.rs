@@ -183,7 +183,8 @@ fn left_to_the_peer(_: &mut Lab, notes: &Notes) -> Result<()> {
     let open = || -> Result<usize> {
         let wire = Capture::open(cluster.node("n1")?.ns(), "eth0")?;
         segmented(a, b, 1400, 40_000)?;
-        let from_n1 = wire.datagrams(8285)?.into_iter().filter(|outer| outer.from.1 == 8285);
+        let n1 = cluster.node("n1")?.address();
+        let from_n1 = wire.datagrams(8285)?.into_iter().filter(|outer| outer.from.0 == n1);
         Ok(from_n1.filter(|outer| !udp_checksum_holds(&outer.payload)).count())
     };
     let (left, _) = wait::until("some are left open", || Ok(Some(open()?).filter(|left| *left > 0)))?;
@@ -287,15 +288,33 @@ fn by_queue(cluster: &Cluster, node: &str, direction: &str) -> Result<Vec<f64>> 
 }
 
 fn queues(_: &mut Lab, notes: &Notes) -> Result<()> {
-    let cluster = four_queues(r#"{"Type": "udp"}"#, false)?;
+    let mut cluster = four_queues(r#"{"Type": "udp"}"#, false)?;
     let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
     let sent = by_queue(&cluster, "n1", "tx")?;
     ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
-    // One sender, one port: one socket has it all, so that nothing can overtake.
+    // Each queue sends from a port, and each port of a node has a socket.
     let took = by_queue(&cluster, "n2", "rx")?;
-    ensure!(took.iter().filter(|packets| **packets > 0.0).count() == 1, "several sockets took: {took:?}");
+    ensure!(took.iter().all(|packets| *packets > 0.0), "not all sockets took: {took:?}");
+    let ports = outer_ports(&cluster, 8285)?;
+    ensure!(ports == (8285..8289).collect(), "sent from ports {ports:?}");
     notes.add(format!("{arrived} of {all} datagrams; packets sent by queue: {sent:?}, received: {took:?}"));
-    Ok(())
+    // Now n2 is as a flannel is known.
+    let mut nodes = cluster.manifests();
+    nodes.iter_mut().for_each(|node| node.annotations.clear());
+    cluster.publish_only(&nodes)?;
+    let one = || Ok(Some(outer_ports(&cluster, 8285)?).filter(|ports| *ports == BTreeSet::from([8285])));
+    wait::until("a flannel gets all from the tunnel's port", one).map(drop)
+}
+
+/// From which ports node n1 sends to `port`.
+fn outer_ports(cluster: &Cluster, port: u16) -> Result<BTreeSet<u16>> {
+    let wire = Capture::open(cluster.node("n1")?.ns(), "eth0")?;
+    for (from, to) in both_ways(cluster).iter().filter(|(from, _)| from.ip.octets()[2] == 1) {
+        in_order(*from, *to, &[100])?;
+    }
+    let own = cluster.node("n1")?.address();
+    let outer = wire.datagrams(port)?;
+    Ok(outer.iter().filter(|outer| outer.from.0 == own).map(|outer| outer.from.1).collect())
 }
 
 fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
@@ -303,14 +322,7 @@ fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
     let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
     let [sent, took] = [by_queue(&cluster, "n1", "tx")?, by_queue(&cluster, "n2", "rx")?];
     ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
-    let wire = Capture::open(cluster.node("n1")?.ns(), "eth0")?;
-    for (from, to) in both_ways(&cluster).iter().filter(|(from, _)| from.ip.octets()[2] == 1) {
-        in_order(*from, *to, &[100])?;
-    }
-    let own = cluster.node("n1")?.address();
-    let outer = wire.datagrams(8472)?;
-    let ports: BTreeSet<u16> =
-        outer.iter().filter(|outer| outer.from.0 == own).map(|outer| outer.from.1).collect();
+    let ports = outer_ports(&cluster, 8472)?;
     ensure!(ports.len() == 4 && !ports.contains(&8472), "sent from ports {ports:?}");
     notes.add(format!("{arrived} of {all} datagrams; packets sent by queue: {sent:?}, received: {took:?}"));
     Ok(())

@@ -105,7 +105,7 @@ const fn jump(skip: i16) -> Insn {
 }
 const EXIT: Insn = insn(0x95, 0, 0, 0);
 
-/// The packet begins with its IP header.
+/// [`encap::flow::hash`] for the kernel, so that a queue sends from one port only. The packet begins with its IP header.
 const PROGRAM: [Insn; 53] = [
     copy(CONTEXT, 1),
     insn(0xb7, HASH, 0, 0),

@@ -13,10 +13,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tracing::info;
 
 use super::mmsg::{Mmsg, RecvOutcome, send_segments};
 use crate::config::offload::{Feature, Features};
-use crate::ports::{Batch, PacketIo, SegmentIo, SendError, Transmit, Wake};
+use crate::ports::{Batch, PacketIo, SegmentIo, SendError, Target, Transmit, Wake};
 
 /// Socket buffers, bytes. The kernel charges a 1,500-byte packet with up to 2,300 bytes and doubles what is
 /// asked for, so this holds some 14,000 packets: the full windows of three bulk TCP streams.
@@ -70,8 +71,8 @@ pub(super) fn wait_readable(from: [Option<BorrowedFd<'_>>; 2], wake: &WakeFd) ->
 pub struct OuterSocket {
     /// At least one.
     sockets: Arc<[Socket]>,
-    /// What each queue sends from, where that is not the socket it receives from.
-    senders: Arc<[Socket]>,
+    /// Other ports to send from, `None` where it is the tunnel's.
+    senders: Arc<[Option<Socket>]>,
     port: u16,
     v6: bool,
 }
@@ -103,18 +104,55 @@ impl OuterSocket {
             socket.bind(&at.into()).with_context(|| format!("cannot bind UDP {at} once more"))?;
             sockets.push(socket);
         }
-        Ok(Self { sockets: sockets.into(), senders: Arc::default(), port, v6: address.is_ipv6() })
+        let bound = Self { sockets: sockets.into(), senders: Arc::default(), port, v6: address.is_ipv6() };
+        if queues > 1 {
+            bound.share_out();
+        }
+        Ok(bound)
     }
 
-    /// Sends from a port for each queue instead of the tunnel's: the network and the receiver then tell flows apart.
-    /// Only where the receiver does not judge by the port.
-    pub fn spread(mut self, address: IpAddr) -> Result<Self> {
+    /// Has as many ports to send from as there are queues: the network and the receiver then tell flows apart. Any, or
+    /// where the receiver judges by it, the tunnel's and those `above`; for one that another program has it is the tunnel's.
+    pub fn spread(mut self, address: IpAddr, above: bool) -> Result<Self> {
         if self.sockets.len() > 1 {
-            let at = SocketAddr::new(address, 0);
-            let senders: Result<Vec<Socket>> = self.sockets.iter().map(|_| Self::bind_one(at)).collect();
+            let own = |at| if above { Ok(self.above(address, at)) } else { Self::any(address).map(Some) };
+            let senders: Result<Vec<_>> = (0..self.sockets.len()).map(own).collect();
             self.senders = senders?.into();
         }
         Ok(self)
+    }
+
+    fn any(address: IpAddr) -> Result<Socket> {
+        Self::bind_one(SocketAddr::new(address, 0))
+    }
+
+    fn above(&self, address: IpAddr, by: usize) -> Option<Socket> {
+        let port = u16::try_from(by).ok().filter(|by| *by > 0)?.checked_add(self.port)?;
+        let bound = Self::bind_one(SocketAddr::new(address, port));
+        bound.inspect_err(|_| info!(port, "is in use: its flows are sent from the tunnel's own port")).ok()
+    }
+
+    /// Has the kernel choose by address and port of the sender, in turn, among the sockets: a hash would give several
+    /// ports of a node to one of few sockets. Where it refuses, its hash it is.
+    fn share_out(&self) {
+        const NETWORK: u32 = libc::SKF_NET_OFF as u32;
+        // The low half of an IPv6 address's last 64 bits, or all of IPv4's; then the port. Options between are not
+        // expected, and would not part a flow.
+        let (address, port) = if self.v6 { (20, 40) } else { (12, 20) };
+        let count = self.sockets.len() as u32;
+        let insn = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+        let mut program = [
+            insn(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, NETWORK.wrapping_add(address)),
+            insn(libc::BPF_MISC | libc::BPF_TAX, 0),
+            insn(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, NETWORK.wrapping_add(port)),
+            insn(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0),
+            insn(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
+            insn(libc::BPF_RET | libc::BPF_A, 0),
+        ];
+        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        if let Err(errno) = setsockopt(&self.sockets[0], sockopt::AttachReusePortCbpf, &program) {
+            info!(%errno, "the kernel shares out what arrives by its own hash");
+        }
     }
 
     /// Not yet bound. Says of each datagram whether the network marked it.
@@ -144,10 +182,6 @@ impl OuterSocket {
         Ok(socket)
     }
 
-    fn all(&self) -> impl Iterator<Item = &Socket> {
-        self.sockets.iter().chain(self.senders.iter())
-    }
-
     /// How many sockets take what arrives.
     pub fn queues(&self) -> usize {
         self.sockets.len()
@@ -156,14 +190,21 @@ impl OuterSocket {
     /// Enlarges the buffers past the system's limit where allowed, else as far as it goes.
     pub fn enlarge_buffers(&self) -> Result<SocketBuffers> {
         let mut limited = false;
-        for socket in self.all() {
-            let forced = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER)
-                .and_then(|()| setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER));
-            if forced.is_err() {
+        for socket in self.sockets.iter() {
+            if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
                 socket.set_recv_buffer_size(SOCKET_BUFFER).context("cannot set SO_RCVBUF")?;
-                socket.set_send_buffer_size(SOCKET_BUFFER).context("cannot set SO_SNDBUF")?;
+                limited = true;
             }
-            limited |= forced.is_err();
+        }
+        for socket in self.senders.iter().flatten() {
+            // Nobody reads what strangers send there: the least that the kernel allows.
+            socket.set_recv_buffer_size(0).context("cannot set SO_RCVBUF")?;
+        }
+        for socket in self.sockets.iter().chain(self.senders.iter().flatten()) {
+            if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
+                socket.set_send_buffer_size(SOCKET_BUFFER).context("cannot set SO_SNDBUF")?;
+                limited = true;
+            }
         }
         let first = &self.sockets[0];
         Ok(SocketBuffers {
@@ -204,9 +245,9 @@ impl OuterSocket {
         self.sockets[queue % self.sockets.len()].as_fd()
     }
 
-    fn sender(&self, queue: usize) -> BorrowedFd<'_> {
-        let senders = if self.senders.is_empty() { &self.sockets } else { &self.senders };
-        senders[queue % senders.len()].as_fd()
+    fn sender(&self, queue: usize, flow: Option<usize>) -> BorrowedFd<'_> {
+        let other = flow.and_then(|flow| self.senders.get(flow)?.as_ref());
+        other.unwrap_or(&self.sockets[queue % self.sockets.len()]).as_fd()
     }
 }
 
@@ -265,14 +306,15 @@ impl PacketIo for UdpIo {
         mut packets: &[Transmit],
         mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
     ) {
-        // The plain form has one socket.
+        // The plain form has one queue.
         let socket = self.socket.clone();
         while !packets.is_empty() {
-            let sent = match self.messages.send(socket.sender(self.queue), batch, packets, socket.port) {
+            let sent = match self.messages.send(socket.sender(self.queue, None), batch, packets, socket.port)
+            {
                 Ok(sent) => sent,
                 Err(Errno::EINTR) => continue,
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
-                Err(Errno::EAGAIN) if self.wait_writable(&socket) => continue,
+                Err(Errno::EAGAIN) if self.wait_writable(socket.sender(self.queue, None)) => continue,
                 Err(errno) => {
                     if let Some(first) = packets.first() {
                         outcome(first, Err(reason(errno)));
@@ -294,13 +336,15 @@ impl PacketIo for UdpIo {
 }
 
 impl SegmentIo for UdpIo {
-    fn send(&mut self, to: IpAddr, ecn: u8, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
+    fn send(&mut self, to: Target, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let several = bytes > size;
         let size = if several { Some(u16::try_from(size).map_err(|_| SendError::TooMuch)?) } else { None };
-        let socket = self.toward(to);
+        let (addr, ecn) = (to.addr, to.ecn);
+        let port = self.toward(addr).port;
+        let socket = self.toward(addr).sender(self.queue, to.flow);
         loop {
-            match send_segments(socket.sender(self.queue), (to, socket.port), ecn, size, parts) {
+            match send_segments(socket, (addr, port), ecn, size, parts) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
@@ -313,13 +357,17 @@ impl SegmentIo for UdpIo {
             }
         }
     }
+
+    fn flow_ports(&self) -> usize {
+        self.socket.queues()
+    }
 }
 
 impl UdpIo {
     /// Sleeps until the socket takes more; `false` when told to stop meanwhile.
-    fn wait_writable(&self, socket: &OuterSocket) -> bool {
+    fn wait_writable(&self, socket: BorrowedFd<'_>) -> bool {
         let mut fds = [
-            PollFd::new(socket.sender(self.queue), PollFlags::POLLOUT),
+            PollFd::new(socket, PollFlags::POLLOUT),
             PollFd::new(self.wake.event.as_fd(), PollFlags::POLLIN),
         ];
         poll(&mut fds, PollTimeout::NONE).is_ok() && fds[1].any() != Some(true)

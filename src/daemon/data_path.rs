@@ -233,11 +233,8 @@ impl Drop for DataPath {
 }
 
 fn bind(address: IpAddr, port: u16, framing: Framing, queues: usize) -> Result<OuterSocket> {
-    let mut socket = OuterSocket::bind(address, port, queues)?;
-    // In the UDP backend nodes know each other by this port.
-    if framing != Framing::Plain {
-        socket = socket.spread(address)?;
-    }
+    // In the UDP backend nodes know each other by their ports.
+    let socket = OuterSocket::bind(address, port, queues)?.spread(address, framing == Framing::Plain)?;
     let buffers = socket.enlarge_buffers()?;
     if buffers.limited {
         warn!(

@@ -89,6 +89,7 @@ impl State {
             ipv6: true,
             ecn: true,
             partial_checksum: self.conf.partial_checksum,
+            flow_ports: true,
         };
         let (public_ip, public_ipv6) = self.public_ips();
         let published = Published {

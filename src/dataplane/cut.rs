@@ -7,12 +7,12 @@ use std::ops::Range;
 use encap::offload::runs::{MAX_BYTES, MAX_SEGMENTS, Run, Runs};
 use encap::offload::segment::{self, Segments};
 use encap::offload::vnet::{VNET_LEN, VnetHeader};
-use encap::{DropReason, Family, Fib, Framing, NextHop, Outbound, PeerId};
+use encap::{DropReason, Family, Fib, Framing, NextHop, Outbound, PeerId, flow};
 
 use super::answers::Answers;
 use super::{BATCH, Lane, Shared};
 use crate::config::offload::Feature;
-use crate::ports::{FrameIo, SegmentIo, SendError, Wake};
+use crate::ports::{FrameIo, SegmentIo, SendError, Target, Wake};
 
 /// Room before each frame. With the virtio-net header, which nobody needs once it is read, it holds the header of the
 /// datagram, so that header and packet go to the socket in one piece.
@@ -36,7 +36,7 @@ pub fn encapsulate_offloaded<T: FrameIo, U: SegmentIo>(
     now: impl Fn() -> u64,
 ) -> io::Result<()> {
     let mut memory = vec![0; MEMORY].into_boxed_slice();
-    let mut cutter = Cutter::new(shared, shared.tx.lane(queue), framing);
+    let mut cutter = Cutter::new(shared, shared.tx.lane(queue), framing, udp.flow_ports());
     while !shared.stopped() {
         // Asked once more before waiting: a read that finds nothing costs less than `poll` does, and under load it finds
         // something.
@@ -52,18 +52,15 @@ pub fn encapsulate_offloaded<T: FrameIo, U: SegmentIo>(
 struct Toward {
     peer: PeerId,
     addr: IpAddr,
-}
-
-impl From<&NextHop> for Toward {
-    fn from(hop: &NextHop) -> Self {
-        Self { peer: hop.peer, addr: hop.addr }
-    }
+    /// From which port.
+    flow: Option<usize>,
 }
 
 struct Cutter<'s> {
     shared: &'s Shared,
     lane: &'s Lane,
     framing: Framing,
+    flow_ports: usize,
     headers: Box<[u8]>,
     runs: Runs<Toward>,
     /// Where the packets in `runs` lie.
@@ -80,12 +77,13 @@ enum Taken {
 }
 
 impl<'s> Cutter<'s> {
-    fn new(shared: &'s Shared, lane: &'s Lane, framing: Framing) -> Self {
+    fn new(shared: &'s Shared, lane: &'s Lane, framing: Framing, flow_ports: usize) -> Self {
         let each = Framing::MAX_HEADER + segment::MAX_HEADERS;
         Self {
             shared,
             lane,
             framing,
+            flow_ports,
             headers: vec![0; MAX_SEGMENTS * each].into_boxed_slice(),
             runs: Runs::new(BATCH),
             waiting: Vec::with_capacity(BATCH),
@@ -160,12 +158,13 @@ impl<'s> Cutter<'s> {
                 Outbound::Send { hop, len } => {
                     let (start, header) = (at.start + VNET_LEN, self.framing.header_len());
                     let (family, ecn) = (family(packet), self.mark(hop, packet));
+                    let toward = self.toward(hop, packet);
                     let room = memory.get_mut(start - header..start).unwrap_or_default();
                     if let Err(reason) = self.framing.write(hop, family, room) {
                         lane.dropped(reason);
                         return (1, Taken::Done);
                     }
-                    self.runs.push(hop.into(), ecn, header + len);
+                    self.runs.push(toward, ecn, header + len);
                     self.waiting.push(start - header..start + len);
                     return (1, Taken::Waits);
                 }
@@ -197,6 +196,13 @@ impl<'s> Cutter<'s> {
             }
         }
         (plan.count(), Taken::Done)
+    }
+
+    /// In VXLAN nobody judges by the port.
+    fn toward(&self, hop: &NextHop, packet: &[u8]) -> Toward {
+        let told_apart = hop.caps.flow_ports || self.framing != Framing::Plain;
+        let flow = told_apart.then(|| flow::hash(packet) as usize % self.flow_ports.max(1));
+        Toward { peer: hop.peer, addr: hop.addr, flow }
     }
 
     /// The outer packet bears the inner one's mark if whoever takes it out carries marks over: every VXLAN does, flannel's
@@ -237,7 +243,7 @@ impl<'s> Cutter<'s> {
                 pair[1] = IoSlice::new(packet.get(plan.payload(first + at)).unwrap_or_default());
             }
             let parts = parts.get(..2 * sent).unwrap_or_default();
-            self.send(udp, hop.into(), self.mark(hop, packet), size, parts, 2);
+            self.send(udp, self.toward(hop, packet), self.mark(hop, packet), size, parts, 2);
             first += sent;
         }
     }
@@ -268,11 +274,12 @@ impl<'s> Cutter<'s> {
         each: usize,
     ) {
         let lane = self.lane;
+        let target = Target { addr: to.addr, ecn, flow: to.flow };
         let packets = parts.len() / each;
         let bytes = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
         let inner = |bytes: usize, packets: usize| bytes.saturating_sub(packets * self.framing.header_len());
         if packets > 1 && self.shared.offloads.has(Feature::Gso) {
-            match udp.send(to.addr, ecn, size, parts) {
+            match udp.send(target, size, parts) {
                 Ok(()) => return lane.forwarded_many(Some(to.peer), packets, inner(bytes(parts), packets)),
                 Err(SendError::Dropped(reason)) => return lane.dropped_many(reason, packets),
                 Err(SendError::Unsupported) => self.shared.offloads.fail(Feature::Gso),
@@ -281,7 +288,7 @@ impl<'s> Cutter<'s> {
         }
         for one in parts.chunks(each) {
             let len = bytes(one);
-            match udp.send(to.addr, ecn, len, one) {
+            match udp.send(target, len, one) {
                 Ok(()) => lane.forwarded(Some(to.peer), inner(len, 1)),
                 Err(SendError::Dropped(reason)) => lane.dropped(reason),
                 Err(SendError::TooMuch) => lane.dropped(DropReason::TooBig),

@@ -26,7 +26,7 @@ fn the_outer_packet_bears_the_inner_mark_toward_those_that_understand_it() {
         let packet = marked(large.split_off(VNET_LEN), mark);
         large.extend(packet);
         let (_, sender) = send_framed(&a, framing, vec![small, large], None);
-        sender.sent.iter().map(|sent| sent.ecn).collect::<Vec<_>>()
+        sender.sent.iter().map(|sent| sent.to.ecn).collect::<Vec<_>>()
     };
     for mark in [ecn::NOT_ECT, ecn::ECT_1, ecn::ECT_0, ecn::CE] {
         assert_eq!(
@@ -45,7 +45,7 @@ fn packets_of_different_marks_do_not_share_a_send() {
     let frame = |mark| plain_frame(&marked(udp_packet(pod(1, 3), pod(3, 5), 64), mark));
     let frames = [ecn::ECT_0, ecn::ECT_0, ecn::CE, ecn::ECT_0].map(frame).to_vec();
     let (_, sender) = send_framed(&a, Framing::Plain, frames, None);
-    let sends: Vec<_> = sender.sent.iter().map(|sent| (sent.ecn, sent.datagrams.len())).collect();
+    let sends: Vec<_> = sender.sent.iter().map(|sent| (sent.to.ecn, sent.datagrams.len())).collect();
     assert_eq!(sends, [(ecn::ECT_0, 2), (ecn::CE, 1), (ecn::ECT_0, 1)]);
 }
 

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 
@@ -13,9 +13,10 @@ use encap::{DropReason, Framing};
 use etherparse::PacketBuilder;
 
 use super::tests::{PORT, node, pod, shared, udp_packet};
+use super::vxlan_tests::framing;
 use super::*;
 use crate::config::offload::{Feature, Features};
-use crate::ports::{Batch, FrameIo, PacketIo, Received, SegmentIo, SendError, Transmit, Wake};
+use crate::ports::{Batch, FrameIo, PacketIo, Received, SegmentIo, SendError, Target, Transmit, Wake};
 
 /// Where the memory is that packets were read into.
 type ReadInto = Rc<Cell<(usize, usize)>>;
@@ -72,8 +73,7 @@ impl FrameIo for Device {
 /// What one send was.
 #[derive(Debug, PartialEq)]
 pub(super) struct Sent {
-    to: IpAddr,
-    pub(super) ecn: u8,
+    pub(super) to: Target,
     pub(super) datagrams: Vec<Vec<u8>>,
     pub(super) in_place: usize,
     pub(super) parts: usize,
@@ -90,7 +90,7 @@ pub(super) struct Sender {
 }
 
 impl SegmentIo for Sender {
-    fn send(&mut self, to: IpAddr, ecn: u8, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
+    fn send(&mut self, to: Target, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         assert!(total <= 65_507 && total.div_ceil(size.max(1)) <= 64);
         if let Some(error) = self.refuse_many.filter(|_| total > size) {
@@ -102,13 +102,16 @@ impl SegmentIo for Sender {
             let place = self.read_into.get();
             self.sent.push(Sent {
                 to,
-                ecn,
                 datagrams: bytes.chunks(size).map(<[u8]>::to_vec).collect(),
                 in_place: parts.iter().filter(|part| lies_in(part, place)).count(),
                 parts: parts.len(),
             });
         }
         Ok(())
+    }
+
+    fn flow_ports(&self) -> usize {
+        4
     }
 }
 
@@ -235,7 +238,7 @@ fn a_super_packet_crosses_two_nodes_and_its_payload_is_never_copied() {
     let (_, sender) = send(&a, vec![frame.clone()], None);
     assert_eq!(sender.sent.iter().map(|sent| sent.datagrams.len()).collect::<Vec<_>>(), [43]);
     for sent in &sender.sent {
-        assert_eq!(sent.to, node(2));
+        assert_eq!(sent.to, Target { addr: node(2), ecn: 0, flow: None });
         // Of each pair of headers and payload the payload lies where it was read, the headers do not.
         assert_eq!((sent.in_place * 2, sent.parts), (sent.parts, 2 * sent.datagrams.len()));
     }
@@ -250,6 +253,22 @@ fn a_super_packet_crosses_two_nodes_and_its_payload_is_never_copied() {
     assert_eq!(device.in_place, [(43, 44)]);
     assert_eq!((b.rx.packets(), b.rx.bytes(), b.rx.received()), (43, bytes, 43));
     assert_eq!(b.rx.peer(PeerId(1)), a.tx.peer(PeerId(2)));
+}
+
+/// Node 3 said so; a VXLAN of the kernel's asks for none.
+#[test]
+fn flows_have_ports_of_their_own_toward_those_who_take_them() {
+    let ports = |framing, to| {
+        let flows = (1..=30)
+            .flat_map(|host| [tcp_frame(pod(to, host), 5000, 1400), tcp_frame(pod(to, host), 5000, 1400)]);
+        let (_, sender) = send_framed(&offloaded(1), framing, flows.collect(), None);
+        sender.sent.iter().map(|sent| sent.to.flow).collect::<Vec<_>>()
+    };
+    assert_eq!(ports(Framing::Plain, 2), [None; 60]);
+    for ports in [ports(Framing::Plain, 3), ports(framing(1), 2)] {
+        assert!(ports.chunks(2).all(|of_a_flow| of_a_flow[0] == of_a_flow[1]), "{ports:?}");
+        assert!((0..4).all(|port| ports.contains(&Some(port))), "{ports:?}");
+    }
 }
 
 #[test]

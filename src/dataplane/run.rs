@@ -9,6 +9,7 @@ use encap::{DropReason, Framing, Gate, Inbound, Outbound, PeerId};
 
 use super::answers::Answers;
 use super::{BATCH, Lane, Shared};
+use crate::config::netconf::FLOW_PORTS;
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
 /// Tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
@@ -142,12 +143,15 @@ pub(super) fn admit(
 
 /// The address that a datagram is judged by.
 ///
-/// In the UDP backend nodes send from the tunnel's own port, as flannel does. A pod that writes to the port of another
-/// node leaves its own node masqueraded, with that node's address but not with that port, which only the daemon there
-/// can have. In VXLAN the port says nothing: kernels choose one for each flow.
+/// In the UDP backend nodes send from the tunnel's own port, as flannel does, or from one of those above, a port for each
+/// queue. A pod that writes to the port of another node leaves its own node masqueraded, with that node's address but
+/// hardly with such a port. Which node says that it sends from them is not asked: news of it may be late here, and
+/// what it sent meanwhile would be lost. In VXLAN the port says nothing: kernels choose one for each flow.
 fn sender(shared: &Shared, framing: Framing, from: SocketAddr) -> IpAddr {
     match framing {
-        Framing::Plain if from.port() != shared.port => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Framing::Plain if from.port().checked_sub(shared.port).is_none_or(|above| above >= FLOW_PORTS) => {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        }
         Framing::Plain | Framing::Vxlan { .. } => from.ip(),
     }
 }

@@ -75,7 +75,7 @@ pub(super) fn pod(n: u8, host: u8) -> [u8; 4] {
     [10, 244, n, host]
 }
 
-/// The table of node `own` in a cluster of three. The third carries congestion marks over and finishes checksums, the others are as flannel.
+/// The table of node `own` in a cluster of three. The third takes all that Loden nodes do, the others are as flannel.
 fn table(own: u8) -> Fib {
     let mut fib = Fib::builder();
     fib.network("10.244.0.0/16".parse().unwrap());
@@ -86,7 +86,8 @@ fn table(own: u8) -> Fib {
             continue;
         }
         let peer = PeerId(u32::from(n));
-        let caps = PeerCaps { ecn: n == 3, partial_checksum: n == 3, ..PeerCaps::default() };
+        let caps =
+            PeerCaps { ecn: n == 3, partial_checksum: n == 3, flow_ports: n == 3, ..PeerCaps::default() };
         let hop = NextHop { peer, addr: node(n), mtu: 1472, caps, mac: Some(vtep(n)) };
         fib.route(prefix, Owner::Peer(hop)).sender(node(n), peer);
     }
@@ -204,6 +205,17 @@ fn a_pod_behind_its_nodes_masquerading_is_a_stranger() {
     assert!(receive_from(&b, SocketAddr::new(node(1), 40_123), vec![honest]).outbox.is_empty());
     assert_eq!(b.rx.drops(DropReason::UnknownSender), 1);
     assert_eq!(b.rx.last_refused(), Some(node(1)));
+}
+
+#[test]
+fn a_node_sends_from_the_ports_of_its_daemon_only() {
+    let b = shared(2);
+    let arrived = |port| {
+        let packet = udp_packet(pod(1, 3), pod(2, 5), 10);
+        receive_from(&b, SocketAddr::new(node(1), port), vec![packet]).outbox.len()
+    };
+    assert_eq!([PORT - 1, PORT, PORT + 15, PORT + 16].map(arrived), [0, 1, 1, 0]);
+    assert_eq!(b.rx.drops(DropReason::UnknownSender), 2);
 }
 
 #[test]

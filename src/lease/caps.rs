@@ -18,6 +18,8 @@ pub struct LodenCaps {
     /// Over the UDP backend it finishes TCP and UDP checksums that were left to it. Published only where it was asked for:
     /// a flannel that takes the node over leaves this annotation as it is, and finishes none.
     pub partial_checksum: bool,
+    /// Over the UDP backend it takes datagrams from [`FLOW_PORTS`](crate::config::netconf::FLOW_PORTS) ports of a node.
+    pub flow_ports: bool,
 }
 
 /// The form on the wire. Member names are part of the contract between versions of Loden.
@@ -53,6 +55,7 @@ impl LodenCaps {
             mtu: mtu.ok_or(AnnotationError::Mtu { mtu: wire.mtu })?,
             ipv6: has("ipv6"),
             ecn: has("ecn"),
+            flow_ports: has("flow-ports"),
             partial_checksum: has("partial-checksum"),
             version: wire.version.chars().filter(|c| !c.is_control()).take(64).collect(),
         })
@@ -60,8 +63,12 @@ impl LodenCaps {
 
     /// The annotation's value.
     pub fn render(&self) -> String {
-        let capabilities =
-            [("ecn", self.ecn), ("ipv6", self.ipv6), ("partial-checksum", self.partial_checksum)];
+        let capabilities = [
+            ("ecn", self.ecn),
+            ("flow-ports", self.flow_ports),
+            ("ipv6", self.ipv6),
+            ("partial-checksum", self.partial_checksum),
+        ];
         let capabilities = capabilities.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
         serde_json::json!({
             "MTU": self.mtu,
@@ -73,7 +80,12 @@ impl LodenCaps {
 
     /// The form the forwarding table keeps.
     pub fn peer_caps(&self) -> encap::PeerCaps {
-        encap::PeerCaps { ipv6: self.ipv6, ecn: self.ecn, partial_checksum: self.partial_checksum }
+        encap::PeerCaps {
+            ipv6: self.ipv6,
+            ecn: self.ecn,
+            partial_checksum: self.partial_checksum,
+            flow_ports: self.flow_ports,
+        }
     }
 }
 
@@ -108,8 +120,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn caps_round_trip(mtu in LodenCaps::MIN_MTU.., ipv6: bool, ecn: bool, partial_checksum: bool, version in "[0-9a-z.+-]{0,64}") {
-            let caps = LodenCaps { version, mtu, ipv6, ecn, partial_checksum };
+        fn caps_round_trip(mtu in LodenCaps::MIN_MTU.., ipv6: bool, ecn: bool, partial_checksum: bool, flow_ports: bool, version in "[0-9a-z.+-]{0,64}") {
+            let caps = LodenCaps { version, mtu, ipv6, ecn, partial_checksum, flow_ports };
             proptest::prop_assert_eq!(LodenCaps::parse(&caps.render()), Ok(caps));
         }
 

@@ -28,6 +28,8 @@ pub struct PeerCaps {
     /// Over the UDP backend it takes TCP and UDP packets whose checksum is left to it: the field holds the sum of the
     /// pseudo-header.
     pub partial_checksum: bool,
+    /// Over the UDP backend it takes datagrams from ports above the tunnel's, too, so that flows can be told apart.
+    pub flow_ports: bool,
 }
 
 /// Where packets for a prefix go.

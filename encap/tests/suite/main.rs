@@ -7,6 +7,7 @@ mod bodies;
 
 mod ecn;
 mod fib;
+mod flow;
 mod forward;
 mod framing;
 mod fuzz_replay;

@@ -3,7 +3,14 @@
 use super::*;
 
 fn caps() -> LodenCaps {
-    LodenCaps { version: "0.1.0".to_owned(), mtu: 1472, ipv6: true, ecn: true, partial_checksum: true }
+    LodenCaps {
+        version: "0.1.0".to_owned(),
+        mtu: 1472,
+        ipv6: true,
+        ecn: true,
+        partial_checksum: true,
+        flow_ports: true,
+    }
 }
 
 fn none() -> Annotations {
@@ -27,7 +34,7 @@ fn flannels(published: &Published<'_>, own: &Annotations) -> Vec<(String, String
     let at = got.iter().position(|(key, _)| key == "loden").unwrap();
     assert_eq!(
         got.remove(at).1,
-        r#"{"MTU":1472,"capabilities":["ecn","ipv6","partial-checksum"],"version":"0.1.0"}"#
+        r#"{"MTU":1472,"capabilities":["ecn","flow-ports","ipv6","partial-checksum"],"version":"0.1.0"}"#
     );
     got
 }

@@ -1,0 +1,30 @@
+//! Which flow a packet belongs to.
+
+use crate::offload::{read_u16, read_u32};
+
+/// Knuth's multiplicative hash: the golden ratio of 2^32.
+const GOLDEN: u32 = 0x9e37_79b1;
+
+const TCP: u8 = 6;
+
+/// The same for all packets of a flow, and different for most others: of TCP's addresses and ports, and of all else the
+/// addresses, because a datagram may come in fragments, of which only the first has the ports. Zero for what is no IP
+/// packet. Of 16 bits, the upper half of a product, because its low bits know only the low bits of its factors.
+#[inline]
+#[must_use]
+pub fn hash(packet: &[u8]) -> u32 {
+    let (addresses, ports) = match packet.first().map(|first| first >> 4) {
+        Some(4) => (12..20, tcp_in_v4(packet)),
+        Some(6) => (8..40, (packet.get(6) == Some(&TCP)).then_some(40)),
+        _ => return 0,
+    };
+    let words = addresses.step_by(4).chain(ports);
+    words.fold(0, |hash: u32, at| (hash ^ read_u32(packet, at)).wrapping_mul(GOLDEN)) >> 16
+}
+
+/// Where the ports are, if it is TCP and no fragment.
+fn tcp_in_v4(packet: &[u8]) -> Option<usize> {
+    let whole = read_u16(packet, 6) & 0x3fff == 0;
+    let header_len = usize::from(packet.first()? & 0x0f) * 4;
+    (whole && packet.get(9) == Some(&TCP)).then_some(header_len)
+}
