@@ -131,7 +131,14 @@ impl NsCommand {
     /// Takes every capability away from the program before it starts.
     #[must_use]
     pub fn without_capabilities(mut self) -> Self {
-        before_exec(&mut self.command, drop_capabilities);
+        before_exec(&mut self.command, || keep_capabilities(&[]));
+        self
+    }
+
+    /// Takes every capability but `CAP_NET_ADMIN` away from the program, as the shipped DaemonSet does.
+    #[must_use]
+    pub fn with_net_admin_only(mut self) -> Self {
+        before_exec(&mut self.command, || keep_capabilities(&[CAP_NET_ADMIN]));
         self
     }
 
@@ -225,10 +232,13 @@ fn private_mounts() -> io::Result<()> {
     Ok(())
 }
 
+/// linux/capability.h.
+const CAP_NET_ADMIN: libc::c_ulong = 12;
+
 /// Root keeps its powers over exec through the bounding set, so that is what has to go.
 #[expect(unsafe_code, reason = "nix has no wrapper for PR_CAPBSET_DROP")]
-fn drop_capabilities() -> io::Result<()> {
-    for capability in 0..64 {
+fn keep_capabilities(kept: &[libc::c_ulong]) -> io::Result<()> {
+    for capability in (0..64).filter(|capability| !kept.contains(capability)) {
         // SAFETY: PR_CAPBSET_DROP takes plain integers and touches no memory of ours; EINVAL ends the list.
         let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         if dropped != 0 {

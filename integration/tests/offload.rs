@@ -15,7 +15,7 @@ use integration::probe::capture::Capture;
 use integration::probe::sequence::{checksum_errors, in_order, never_overtaken, segmented};
 use integration::probe::{icmp, load};
 use integration::suite::{Notes, Setup, Suite};
-use integration::topology::{Cluster, Wire};
+use integration::topology::{Builder, Cluster, Wire};
 use integration::wait;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::Signal;
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         .check("what goes in comes out or is counted", accounts)
         .check("many flows spread over several queues, each in its order", queues)
         .check("over VXLAN queues have a port each, and each flow its order", queues_vxlan)
+        .check("with the DaemonSet's rights the device has one queue, and its flows several ports", one_queue)
         .check("pinned threads stay on the CPU of their queue", pinned)
         .check("half of what the path carries is carried without a loss", half)
         .check("a soak of bulk and bursts: memory stays flat, counters agree", soak)
@@ -241,8 +242,8 @@ fn accounts(lab: &mut Lab, _: &Notes) -> Result<()> {
 }
 
 /// A cluster whose daemons have four queues.
-fn four_queues(backend: &str, pin: bool) -> Result<Cluster> {
-    let mut cluster = Cluster::builder().nodes(2).pods_per_node(4).backend(backend).build()?;
+fn four_queues(builder: Builder, pin: bool) -> Result<Cluster> {
+    let mut cluster = builder.nodes(2).pods_per_node(4).build()?;
     net_conf::set(&cluster, "Queues", 4)?;
     net_conf::set(&cluster, "Pin", pin)?;
     cluster.start_daemons()?;
@@ -288,7 +289,7 @@ fn by_queue(cluster: &Cluster, node: &str, direction: &str) -> Result<Vec<f64>> 
 }
 
 fn queues(_: &mut Lab, notes: &Notes) -> Result<()> {
-    let mut cluster = four_queues(r#"{"Type": "udp"}"#, false)?;
+    let mut cluster = four_queues(Cluster::builder(), false)?;
     let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
     let sent = by_queue(&cluster, "n1", "tx")?;
     ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
@@ -306,6 +307,19 @@ fn queues(_: &mut Lab, notes: &Notes) -> Result<()> {
     wait::until("a flannel gets all from the tunnel's port", one).map(drop)
 }
 
+fn one_queue(_: &mut Lab, notes: &Notes) -> Result<()> {
+    let modest = Cluster::builder().launch(|launch| launch.shape(|command| command.with_net_admin_only()));
+    let cluster = four_queues(modest, false)?;
+    let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
+    let [sent, took] = [by_queue(&cluster, "n1", "tx")?, by_queue(&cluster, "n2", "rx")?];
+    ensure!(sent[1..].iter().all(|packets| *packets == 0.0), "the device has several queues: {sent:?}");
+    ensure!(took.iter().all(|packets| *packets > 0.0), "not all sockets took: {took:?}");
+    let ports = outer_ports(&cluster, 8285)?;
+    ensure!(ports == (8285..8289).collect(), "sent from ports {ports:?}");
+    notes.add(format!("{arrived} of {all} datagrams; packets sent by queue: {sent:?}, received: {took:?}"));
+    Ok(())
+}
+
 /// From which ports node n1 sends to `port`.
 fn outer_ports(cluster: &Cluster, port: u16) -> Result<BTreeSet<u16>> {
     let wire = Capture::open(cluster.node("n1")?.ns(), "eth0")?;
@@ -318,7 +332,8 @@ fn outer_ports(cluster: &Cluster, port: u16) -> Result<BTreeSet<u16>> {
 }
 
 fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
-    let cluster = four_queues(r#"{"Type": "vxlan", "Mode": "userspace"}"#, false)?;
+    let cluster =
+        four_queues(Cluster::builder().backend(r#"{"Type": "vxlan", "Mode": "userspace"}"#), false)?;
     let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
     let [sent, took] = [by_queue(&cluster, "n1", "tx")?, by_queue(&cluster, "n2", "rx")?];
     ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");
@@ -329,7 +344,7 @@ fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
 }
 
 fn pinned(_: &mut Lab, notes: &Notes) -> Result<()> {
-    let cluster = four_queues(r#"{"Type": "udp"}"#, true)?;
+    let cluster = four_queues(Cluster::builder(), true)?;
     let mut threads = BTreeMap::<String, usize>::new();
     for task in std::fs::read_dir(format!("/proc/{}/task", cluster.node("n1")?.daemon()?.pid()))? {
         let task = task?.path();
