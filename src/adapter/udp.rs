@@ -136,8 +136,8 @@ impl OuterSocket {
     /// ports of a node to one of few sockets. Where it refuses, its hash it is.
     fn share_out(&self) {
         const NETWORK: u32 = libc::SKF_NET_OFF as u32;
-        // The low half of an IPv6 address's last 64 bits, or all of IPv4's; then the port. Options between are not
-        // expected, and would not part a flow.
+        // The last 32 bits of the address, and the port behind a header without options. With options it is two other
+        // bytes, which may put a flow elsewhere but seldom part it.
         let (address, port) = if self.v6 { (20, 40) } else { (12, 20) };
         let count = self.sockets.len() as u32;
         let insn = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
