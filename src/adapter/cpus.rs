@@ -12,9 +12,8 @@ use nix::unistd::Pid;
 pub fn pin(nth: usize) -> Result<usize> {
     let this_thread = Pid::from_raw(0);
     let allowed = sched_getaffinity(this_thread).context("cannot read which CPUs may be used")?;
-    let usable = |cpu: &usize| allowed.is_set(*cpu).unwrap_or(false);
-    let count = (0..CpuSet::count()).filter(usable).count().max(1);
-    let cpu = (0..CpuSet::count()).filter(usable).nth(nth % count).context("no CPU may be used")?;
+    let usable = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let cpu = usable.cycle().nth(nth).context("no CPU may be used")?;
     let mut only = CpuSet::new();
     only.set(cpu)?;
     sched_setaffinity(this_thread, &only).with_context(|| format!("cannot stay on CPU {cpu}"))?;

@@ -340,11 +340,10 @@ impl SegmentIo for UdpIo {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let several = bytes > size;
         let size = if several { Some(u16::try_from(size).map_err(|_| SendError::TooMuch)?) } else { None };
-        let (addr, ecn) = (to.addr, to.ecn);
-        let port = self.toward(addr).port;
-        let socket = self.toward(addr).sender(self.queue, to.flow);
+        let outer = self.toward(to.addr);
+        let socket = outer.sender(self.queue, to.flow);
         loop {
-            match send_segments(socket, (addr, port), ecn, size, parts) {
+            match send_segments(socket, (to.addr, outer.port), to.ecn, size, parts) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.

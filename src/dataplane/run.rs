@@ -144,8 +144,8 @@ pub(super) fn admit(
 /// The address that a datagram is judged by.
 ///
 /// In the UDP backend nodes send from the tunnel's own port, as flannel does, or from one of those above, a port for each
-/// queue. A pod that writes to the port of another node leaves its own node masqueraded, with that node's address but
-/// hardly with such a port. Which node says that it sends from them is not asked: news of it may be late here, and
+/// queue. A pod that writes to the port of another node leaves its own node masqueraded, with that node's address, and
+/// with such a port only where masquerading chooses it by chance, or is told to keep the pod's. Which node says that it sends from them is not asked: news of it may be late here, and
 /// what it sent meanwhile would be lost. In VXLAN the port says nothing: kernels choose one for each flow.
 fn sender(shared: &Shared, framing: Framing, from: SocketAddr) -> IpAddr {
     match framing {
