@@ -6,11 +6,12 @@
 //! | floor | modules | may do |
 //! | --- | --- | --- |
 //! | 0 | the `encap` crate | nothing but compute: `no_std`, no clock, no socket |
-//! | 1 | [`config`], [`lease`], [`plan`] | pure functions and values |
+//! | 1 | [`config`], [`lease`], [`plan`], [`view`] | pure functions and values |
 //! | 2 | [`ports`] | the traits between the pure half and the machine |
 //! | 3 | [`dataplane`], [`reconcile`] | loops, generic over ports |
 //! | 4 | [`adapter`], [`telemetry`] | every system call, socket, exec and HTTP call |
-//! | 5 | [`commands`], [`daemon`] | wiring |
+//! | 5 | [`daemon`] | wiring of the daemon; it never names `commands` |
+//! | 5 | [`commands`] | wiring of the other commands |
 
 pub mod adapter;
 pub mod commands;
@@ -22,6 +23,7 @@ pub mod plan;
 pub mod ports;
 pub mod reconcile;
 pub mod telemetry;
+pub mod view;
 
 /// Version and source commit of this build.
 pub const VERSION: [&str; 2] = [env!("CARGO_PKG_VERSION"), {

@@ -1,41 +1,12 @@
 //! `flanneld verify`: what the kernel should hold beside what it holds, and the commands that put right what differs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 
 use crate::adapter::control::{self, Request};
 use crate::config::{OutputFormat, VerifyArgs};
-
-/// The comparison. Field names are stable: programs read them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VerifyView {
-    /// Name of this node.
-    pub node: String,
-    /// Backend type.
-    pub backend: String,
-    /// How many objects of each kind there should be.
-    pub wanted: BTreeMap<String, usize>,
-    /// What is not as it should be.
-    pub differences: Vec<DifferenceView>,
-    /// Where traffic rules are kept: which iptables, or which tables of nftables.
-    pub rules: Vec<String>,
-}
-
-/// One step that is missing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DifferenceView {
-    /// Kind of object.
-    pub object: String,
-    /// The step in words.
-    pub step: String,
-    /// A command that takes it, or has the daemon take it.
-    pub command: String,
-    /// Why the daemon has not taken it.
-    pub error: Option<String>,
-}
+use crate::view::{DifferenceView, VerifyView};
 
 /// Asks the daemon and renders its answer; `false` when something differs.
 pub fn verify(args: &VerifyArgs) -> Result<(String, bool)> {
@@ -83,6 +54,8 @@ pub fn render(view: &VerifyView) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

@@ -10,9 +10,9 @@ use tracing::{info, warn};
 
 use super::state::State;
 use crate::adapter::kube::KubePods;
-use crate::commands::routes::{PodView, RouteState, RouteView};
 use crate::lease::{Change, PodFacts, PodReason, Snapshot};
 use crate::ports::News;
+use crate::view::{PodView, RouteState, RouteView};
 
 /// A change that refuses many pods at once names this many of them; `flanneld routes` names all.
 const NAMED: usize = 20;

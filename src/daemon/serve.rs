@@ -12,8 +12,6 @@ use super::state::State;
 use crate::adapter::control::Request;
 use crate::adapter::http::Answer;
 use crate::adapter::netlink;
-use crate::commands::routes::{DropView, RouteState, RouteView, RoutesView, Traffic};
-use crate::commands::verify::{DifferenceView, VerifyView};
 use crate::config;
 use crate::dataplane::{PeerTotals, Shared};
 use crate::lease::{Lease, Snapshot};
@@ -21,6 +19,7 @@ use crate::plan::Object;
 use crate::plan::verify::compare;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::log::LogControl;
+use crate::view::{DifferenceView, DropView, RouteState, RouteView, RoutesView, Traffic, VerifyView};
 
 /// Folds the data path's counters into the state of each peer.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]

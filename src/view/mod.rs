@@ -1,0 +1,11 @@
+//! What the daemon tells and commands print: the one place for the names of fields.
+//!
+//! Programs read these names from `-o json`, so a field keeps its name and its meaning; a new one gets a default, so that
+//! an answer of an older daemon can still be read. The daemon fills these types and knows nothing of how they look on a
+//! terminal; the commands print them and know nothing of where they come from.
+
+mod routes;
+mod verify;
+
+pub use routes::{DropView, PodView, RouteState, RouteView, RoutesView, Traffic};
+pub use verify::{DifferenceView, VerifyView};
