@@ -19,11 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use encap::offload::Features;
 use encap::{DropReason, Fib, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
 use etherparse::PacketBuilder;
-use loden::adapter::tun::{DeviceIo, TunDevice};
-use loden::adapter::udp::{OuterSocket, WakeFd};
-use loden::config::offload::Features;
+use loden::adapter::packet::WakeFd;
+use loden::adapter::packet::tun::{DeviceIo, TunDevice};
+use loden::adapter::packet::udp::OuterSocket;
 use loden::dataplane::{self, BATCH, Shared};
 use loden::ports::{Batch, PacketIo, Received, Transmit, Wake};
 use nix::sched::{CloneFlags, unshare};

@@ -1,6 +1,10 @@
-//! Which flow a packet belongs to.
+//! Which flow a packet belongs to, and from how many ports a node sends its flows.
 
 use crate::offload::{read_u16, read_u32};
+
+/// With the UDP backend a node sends from as many ports as it has queues: the tunnel's and those above, at most this many.
+/// Part of the contract between nodes: a node that says `flow-ports` takes datagrams from all of them.
+pub const PORTS: u16 = 16;
 
 /// Knuth's multiplicative hash: the golden ratio of 2^32.
 const GOLDEN: u32 = 0x9e37_79b1;

@@ -4,9 +4,9 @@ use std::ffi::{OsStr, OsString};
 
 use clap::Command;
 use clap::error::ContextKind;
+use encap::offload::Features;
 
-use super::offload::Features;
-use super::{DaemonArgs, Run, argv, excerpt};
+use super::{DaemonArgs, Run, argv, excerpt, offload};
 
 /// Which pod we run in, from the downward API.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub(super) fn identify(
         ));
     }
     let list = get("LODEN_OFFLOAD_DISABLE").unwrap_or_default();
-    let (offloads, unknown) = Features::without_list(&list);
+    let (offloads, unknown) = offload::without(&list);
     if !unknown.is_empty() {
         warnings.push(format!(
             "environment variable LODEN_OFFLOAD_DISABLE names {}, which is no offload; write some of {}, or all",

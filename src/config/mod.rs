@@ -12,7 +12,7 @@ mod excerpt;
 pub mod iface;
 mod log_filter;
 pub mod netconf;
-pub mod offload;
+mod offload;
 mod values;
 
 pub use annotation_prefix::{AnnotationPrefix, AnnotationPrefixError};
@@ -58,7 +58,7 @@ pub struct Run {
     /// `CONT_WHEN_CACHE_NOT_READY`: go on with what is known when the first sync takes too long.
     pub continue_when_cache_not_ready: bool,
     /// All offloads but those that `LODEN_OFFLOAD_DISABLE` names.
-    pub offloads: offload::Features,
+    pub offloads: encap::offload::Features,
 }
 
 /// A successful [`parse`].

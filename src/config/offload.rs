@@ -1,109 +1,18 @@
-//! Which offloads the data path may use.
+//! `LODEN_OFFLOAD_DISABLE`: which offloads the data path may use.
 
-use std::fmt;
+use encap::offload::{Feature, Features};
 
-/// One offload that can be switched off, and that a kernel may lack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Feature {
-    /// TCP comes from the tunnel device in super-packets, and is cut here.
-    Tso,
-    /// UDP comes from the tunnel device in super-packets, and is cut here.
-    Uso,
-    /// Many datagrams per send: `UDP_SEGMENT`.
-    Gso,
-    /// Many datagrams per receive: `UDP_GRO`.
-    Gro,
-    /// Received packets go to the tunnel device joined to super-packets.
-    Coalesce,
-}
-
-impl Feature {
-    /// Every feature.
-    pub const ALL: [Self; 5] = [Self::Tso, Self::Uso, Self::Gso, Self::Gro, Self::Coalesce];
-
-    /// Its name in the environment, in log lines and as a metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tso => "tso",
-            Self::Uso => "uso",
-            Self::Gso => "gso",
-            Self::Gro => "gro",
-            Self::Coalesce => "coalesce",
+/// All features but those that a comma-separated list names; `all` names every one. Second, the words that name none.
+pub(super) fn without(list: &str) -> (Features, Vec<&str>) {
+    let (mut features, mut unknown) = (Features::ALL, Vec::new());
+    for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        match Feature::ALL.into_iter().find(|feature| feature.as_str().eq_ignore_ascii_case(word)) {
+            Some(feature) => features = features.without(feature),
+            None if word.eq_ignore_ascii_case("all") => features = Features::NONE,
+            None => unknown.push(word),
         }
     }
-
-    const fn bit(self) -> u8 {
-        1 << self as u8
-    }
-}
-
-/// A set of features.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Features(u8);
-
-impl Features {
-    /// None: packets go one by one through a plain device.
-    pub const NONE: Self = Self(0);
-    /// All of them.
-    pub const ALL: Self = {
-        let mut all = 0;
-        let mut at = 0;
-        while at < Feature::ALL.len() {
-            all |= Feature::ALL[at].bit();
-            at += 1;
-        }
-        Self(all)
-    };
-
-    /// Whether the feature is in the set.
-    #[inline]
-    pub const fn has(self, feature: Feature) -> bool {
-        self.0 & feature.bit() != 0
-    }
-
-    /// The set with the feature.
-    #[must_use]
-    pub const fn with(self, feature: Feature) -> Self {
-        Self(self.0 | feature.bit())
-    }
-
-    /// The set without the feature.
-    #[must_use]
-    pub const fn without(self, feature: Feature) -> Self {
-        Self(self.0 & !feature.bit())
-    }
-
-    /// As a number, for an atomic variable.
-    pub const fn bits(self) -> u8 {
-        self.0
-    }
-
-    /// From [`Features::bits`].
-    pub const fn from_bits(bits: u8) -> Self {
-        Self(bits & Self::ALL.0)
-    }
-
-    /// All features but those that a comma-separated list names; `all` names every one. Second, the words that name
-    /// none.
-    pub fn without_list(list: &str) -> (Self, Vec<&str>) {
-        let (mut features, mut unknown) = (Self::ALL, Vec::new());
-        for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-            match Feature::ALL.into_iter().find(|feature| feature.as_str().eq_ignore_ascii_case(word)) {
-                Some(feature) => features = features.without(feature),
-                None if word.eq_ignore_ascii_case("all") => features = Self::NONE,
-                None => unknown.push(word),
-            }
-        }
-        (features, unknown)
-    }
-}
-
-impl fmt::Display for Features {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> =
-            Feature::ALL.into_iter().filter(|feature| self.has(*feature)).map(Feature::as_str).collect();
-        f.write_str(if names.is_empty() { "none".to_owned() } else { names.join(",") }.as_str())
-    }
+    (features, unknown)
 }
 
 #[cfg(test)]
@@ -112,15 +21,9 @@ mod tests {
 
     #[test]
     fn a_list_takes_features_away() {
-        assert_eq!(Features::without_list(""), (Features::ALL, vec![]));
-        assert_eq!(Features::without_list(" all "), (Features::NONE, vec![]));
-        let (features, unknown) = Features::without_list("TSO, uso,warp,,gro");
+        assert_eq!(without(""), (Features::ALL, vec![]));
+        assert_eq!(without(" all "), (Features::NONE, vec![]));
+        let (features, unknown) = without("TSO, uso,warp,,gro");
         assert_eq!((features.to_string().as_str(), unknown), ("gso,coalesce", vec!["warp"]));
-        assert_eq!(Features::NONE.to_string(), "none");
-        for feature in Feature::ALL {
-            assert!(Features::ALL.has(feature) && !Features::ALL.without(feature).has(feature));
-            assert_eq!(Features::NONE.with(feature).to_string(), feature.as_str());
-        }
-        assert_eq!(Features::from_bits(0xff), Features::ALL);
     }
 }

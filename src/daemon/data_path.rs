@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::adapter::cpus;
-use crate::adapter::tun::{DeviceIo, TunDevice};
-use crate::adapter::udp::{OuterSocket, UdpIo, WakeFd};
-use crate::config::offload::{Feature, Features};
+use crate::adapter::packet::WakeFd;
+use crate::adapter::packet::tun::{DeviceIo, TunDevice};
+use crate::adapter::packet::udp::{OuterSocket, UdpIo};
 use crate::dataplane::{self, BATCH, Shared};
+use encap::offload::{Feature, Features};
 
 /// Where the overlay's datagrams come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

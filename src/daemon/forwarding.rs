@@ -13,7 +13,7 @@ use super::data_path::{DataPath, Endpoint, Exit, Threads};
 use super::gauges::Gauges;
 use super::state::State;
 use crate::adapter::netlink::{self, TunSlot};
-use crate::adapter::tun::{TunDevice, TunOptions};
+use crate::adapter::packet::tun::{TunDevice, TunOptions};
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::BackendConf;
 use crate::lease::FAMILIES;

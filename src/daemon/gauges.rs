@@ -13,9 +13,9 @@ use super::state::State;
 use crate::adapter::firewall::{GuardCounters, GuardReader};
 use crate::adapter::netlink;
 use crate::config::netconf::BackendConf;
-use crate::config::offload::Features;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::refusals::Refusals;
+use encap::offload::Features;
 
 /// Last readings.
 pub(super) struct Gauges {

@@ -41,11 +41,11 @@ use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::{control, file, http, sysctl};
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::NetConf;
-use crate::config::offload::Features;
 use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
 use crate::reconcile;
 use crate::telemetry::log::LogControl;
+use encap::offload::Features;
 
 /// Largest net-conf.json.
 const NET_CONF_LIMIT: u64 = 1 << 20;

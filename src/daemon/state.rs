@@ -17,7 +17,6 @@ use crate::adapter::kube::publish::Publication;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::{BackendConf, NetConf};
-use crate::config::offload::Features;
 use crate::dataplane::Shared;
 use crate::lease::cache::{self, Scope};
 use crate::lease::{ByFamily, Change, IndexConfig, LeaseIndex, Notice, OwnLease, Reason, Snapshot, fib};
@@ -26,6 +25,7 @@ use crate::ports::{Arrival, LeaseEvent};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::peers::Peers;
+use encap::offload::Features;
 
 /// The control plane's state. One thread owns it; no borrow lives across an `await`.
 pub(super) struct State {

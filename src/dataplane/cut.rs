@@ -11,8 +11,8 @@ use encap::{DropReason, Family, Fib, Framing, NextHop, Outbound, PeerId, flow};
 
 use super::answers::Answers;
 use super::{BATCH, Lane, Shared};
-use crate::config::offload::Feature;
 use crate::ports::{FrameIo, SegmentIo, SendError, Target, Wake};
+use encap::offload::Feature;
 
 /// Room before each frame. With the virtio-net header, which nobody needs once it is read, it holds the header of the
 /// datagram, so that header and packet go to the socket in one piece.

@@ -10,8 +10,8 @@ use encap::{DropReason, Fib, Framing, Gate, IpPacket, Owner, PeerId, mtu};
 
 use super::run::admit;
 use super::{Lane, Shared};
-use crate::config::offload::Feature;
 use crate::ports::{Batch, FrameIo, PacketIo, Received, SendError, Wake};
+use encap::offload::Feature;
 
 /// Receives per turn. Each may hold 64 KB, and together they should not push each other out of the level-2 cache.
 const RECEIVES: usize = 16;

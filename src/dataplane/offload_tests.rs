@@ -15,8 +15,8 @@ use etherparse::PacketBuilder;
 use super::tests::{PORT, node, pod, shared, udp_packet};
 use super::vxlan_tests::framing;
 use super::*;
-use crate::config::offload::{Feature, Features};
 use crate::ports::{Batch, FrameIo, PacketIo, Received, SegmentIo, SendError, Target, Transmit, Wake};
+use encap::offload::{Feature, Features};
 
 /// Where the memory is that packets were read into.
 type ReadInto = Rc<Cell<(usize, usize)>>;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use crate::config::offload::{Feature, Features};
+use encap::offload::{Feature, Features};
 
 /// The features in force, and those that failed while in use.
 #[derive(Debug, Default)]

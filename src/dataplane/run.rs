@@ -5,11 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use encap::offload::segment::finish_checksum;
 use encap::offload::unfinished::unfinished;
-use encap::{DropReason, Framing, Gate, Inbound, Outbound, PeerId};
+use encap::{DropReason, Framing, Gate, Inbound, Outbound, PeerId, flow};
 
 use super::answers::Answers;
 use super::{BATCH, Lane, Shared};
-use crate::config::netconf::FLOW_PORTS;
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
 
 /// Tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
@@ -149,7 +148,7 @@ pub(super) fn admit(
 /// what it sent meanwhile would be lost. In VXLAN the port says nothing: kernels choose one for each flow.
 fn sender(shared: &Shared, framing: Framing, from: SocketAddr) -> IpAddr {
     match framing {
-        Framing::Plain if from.port().checked_sub(shared.port).is_none_or(|above| above >= FLOW_PORTS) => {
+        Framing::Plain if from.port().checked_sub(shared.port).is_none_or(|above| above >= flow::PORTS) => {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         }
         Framing::Plain | Framing::Vxlan { .. } => from.ip(),

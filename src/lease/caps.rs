@@ -18,7 +18,7 @@ pub struct LodenCaps {
     /// Over the UDP backend it finishes TCP and UDP checksums that were left to it. Published only where it was asked for:
     /// a flannel that takes the node over leaves this annotation as it is, and finishes none.
     pub partial_checksum: bool,
-    /// Over the UDP backend it takes datagrams from [`FLOW_PORTS`](crate::config::netconf::FLOW_PORTS) ports of a node.
+    /// Over the UDP backend it takes datagrams from [`PORTS`](encap::flow::PORTS) ports of a node.
     pub flow_ports: bool,
 }
 

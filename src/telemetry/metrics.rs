@@ -13,10 +13,10 @@ use prometheus::{
 };
 
 use super::api::ApiMetrics;
-use crate::config::offload::{Feature, Features};
 use crate::dataplane::{BATCH_BOUNDS, Lanes, Shared};
 use crate::plan::Object;
 use crate::plan::firewall::guard;
+use encap::offload::{Feature, Features};
 
 /// What a look at the kernel led to: nothing, changes, or changes of which one failed.
 pub const PASSES: [&str; 3] = ["quiet", "changed", "failed"];

@@ -17,11 +17,14 @@
 
 pub mod checksum;
 pub mod coalesce;
+mod feature;
 pub mod runs;
 pub mod segment;
 pub mod unfinished;
 pub mod vnet;
 mod wide;
+
+pub use feature::{Feature, Features};
 
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: usize = 16;

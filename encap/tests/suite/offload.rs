@@ -8,6 +8,7 @@ use encap::offload::coalesce::{Coalescer, MAX_RUN};
 use encap::offload::runs::{MAX_BYTES, MAX_SEGMENTS, Runs};
 use encap::offload::segment::{SegmentError, Segments, finish_checksum};
 use encap::offload::vnet::{Gso, GsoKind, PartialChecksum, VNET_LEN, VnetError, VnetHeader};
+use encap::offload::{Feature, Features};
 use proptest::prelude::*;
 
 const FIN: u8 = 1;
@@ -474,4 +475,15 @@ fn a_full_coalescer_takes_no_more_and_can_be_used_again() {
         coalescer.push(&memory, at * 152..(at + 1) * 152, ());
     }
     assert_eq!(coalescer.groups().count(), 2, "TCP is switched off");
+}
+
+#[test]
+fn features_form_sets() {
+    for feature in Feature::ALL {
+        assert!(Features::ALL.has(feature) && !Features::ALL.without(feature).has(feature));
+        assert_eq!(Features::NONE.with(feature).to_string(), feature.as_str());
+    }
+    assert_eq!(Features::from_bits(0xff), Features::ALL);
+    assert_eq!(Features::NONE.to_string(), "none");
+    assert_eq!(Features::ALL.without(Feature::Gso).to_string(), "tso,uso,gro,coalesce");
 }

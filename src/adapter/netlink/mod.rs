@@ -24,7 +24,7 @@ use self::read::Indices;
 use self::socket::Rtnl;
 pub use self::vxlan::{kernel_has_vxlan, remove_vxlan};
 use super::firewall::Firewall;
-use super::tun::{TunDevice, TunOptions};
+use super::packet::tun::{TunDevice, TunOptions};
 use super::{ethtool, sysctl};
 use crate::plan::{Belief, Device, LinkChange, LinkKind, LinkSpec, LinkState, Observed, Op, Parts, Watched};
 use crate::ports::{Kernel, KernelError, Seen};

@@ -51,11 +51,7 @@ pub struct NetConf {
 const MAX_SPIN_MICROS: u64 = 1000;
 
 /// More threads than this have never been seen to help a tunnel, and each needs a megabyte.
-const MAX_QUEUES: u64 = FLOW_PORTS as u64;
-
-/// With the UDP backend a node sends from as many ports as it has queues: the tunnel's and those above. Part of the
-/// contract between nodes: a node that says `flow-ports` takes datagrams from this many.
-pub const FLOW_PORTS: u16 = 16;
+const MAX_QUEUES: u64 = encap::flow::PORTS as u64;
 
 /// Largest file that is read; a real one has some hundred bytes.
 const MAX_BYTES: usize = 1 << 20;

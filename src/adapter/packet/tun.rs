@@ -13,11 +13,11 @@ use encap::DropReason;
 use nix::errno::Errno;
 use tun_tap::{Iface, Mode};
 
-pub use super::tun_frames::FramesIo;
-use super::tun_frames::{Frames, reason};
-use super::udp::{WakeFd, wait_readable};
-use crate::config::offload::{Feature, Features};
+pub use super::frames::FramesIo;
+use super::frames::{Frames, reason};
+use super::wake::{WakeFd, wait_readable};
 use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
+use encap::offload::{Feature, Features};
 
 /// An open tunnel device. The kernel removes the device when the last clone is dropped.
 #[derive(Debug, Clone)]

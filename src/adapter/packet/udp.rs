@@ -4,66 +4,22 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use encap::DropReason;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::info;
 
 use super::mmsg::{Mmsg, RecvOutcome, send_segments};
-use crate::config::offload::{Feature, Features};
+use super::wake::{WakeFd, wait_readable, wait_writable};
 use crate::ports::{Batch, PacketIo, SegmentIo, SendError, Target, Transmit, Wake};
+use encap::offload::{Feature, Features};
 
 /// Socket buffers, bytes. The kernel charges a 1,500-byte packet with up to 2,300 bytes and doubles what is
 /// asked for, so this holds some 14,000 packets: the full windows of three bulk TCP streams.
 const SOCKET_BUFFER: usize = 16 << 20;
-
-/// Wakes a thread that sleeps in `poll`, and says how long it may look before it sleeps.
-#[derive(Debug)]
-pub struct WakeFd {
-    event: EventFd,
-    spin: Duration,
-}
-
-impl WakeFd {
-    /// A fresh one, not yet rung. A thread that has nothing to do stays awake for `spin` more.
-    pub fn new(spin: Duration) -> Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let event = EventFd::from_value_and_flags(0, flags).context("cannot create an eventfd")?;
-        Ok(Self { event, spin })
-    }
-
-    /// Wakes every thread that waits, now and later: nobody reads the counter back.
-    pub fn ring(&self) -> Result<()> {
-        self.event.write(1).context("cannot ring the data path's eventfd").map(drop)
-    }
-}
-
-/// Sleeps until one of the descriptors is readable (or in error: the next read says which) or `wake` rings.
-pub(super) fn wait_readable(from: [Option<BorrowedFd<'_>>; 2], wake: &WakeFd) -> io::Result<Wake> {
-    // Being woken costs more than a packet's whole way does. Whoever else wants this CPU goes first.
-    let asleep = (!wake.spin.is_zero()).then(|| Instant::now() + wake.spin);
-    let wake = wake.event.as_fd();
-    loop {
-        let awake = asleep.is_some_and(|asleep| Instant::now() < asleep);
-        let patience = if awake { PollTimeout::ZERO } else { PollTimeout::NONE };
-        // The same one twice does no harm.
-        let mut fds =
-            [Some(wake), from[0], from[1]].map(|fd| PollFd::new(fd.unwrap_or(wake), PollFlags::POLLIN));
-        match poll(&mut fds, patience) {
-            Err(Errno::EINTR) => {}
-            Ok(0) => std::thread::yield_now(),
-            Err(error) => return Err(error.into()),
-            Ok(_) if fds[0].any() == Some(true) => return Ok(Wake::Stop),
-            Ok(_) => return Ok(Wake::Ready),
-        }
-    }
-}
 
 /// The UDP sockets of the overlay, bound to the external interface's address: one for each queue, among which the
 /// kernel shares out what arrives by its addresses and ports (`SO_REUSEPORT`), so that a flow stays with one.
@@ -314,7 +270,7 @@ impl PacketIo for UdpIo {
                 Ok(sent) => sent,
                 Err(Errno::EINTR) => continue,
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
-                Err(Errno::EAGAIN) if self.wait_writable(socket.sender(self.queue, None)) => continue,
+                Err(Errno::EAGAIN) if wait_writable(socket.sender(self.queue, None), &self.wake) => continue,
                 Err(errno) => {
                     if let Some(first) = packets.first() {
                         outcome(first, Err(reason(errno)));
@@ -347,7 +303,7 @@ impl SegmentIo for UdpIo {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
-                Err(Errno::EAGAIN) if self.wait_writable(socket) => {}
+                Err(Errno::EAGAIN) if wait_writable(socket, &self.wake) => {}
                 // Longer than the path takes or than a send holds; the datagrams one by one may still pass.
                 Err(Errno::EMSGSIZE) => return Err(SendError::TooMuch),
                 // An interface that cannot do checksums, or a kernel that knows the option and refuses its use.
@@ -359,17 +315,6 @@ impl SegmentIo for UdpIo {
 
     fn flow_ports(&self) -> usize {
         self.socket.queues()
-    }
-}
-
-impl UdpIo {
-    /// Sleeps until the socket takes more; `false` when told to stop meanwhile.
-    fn wait_writable(&self, socket: BorrowedFd<'_>) -> bool {
-        let mut fds = [
-            PollFd::new(socket, PollFlags::POLLOUT),
-            PollFd::new(self.wake.event.as_fd(), PollFlags::POLLIN),
-        ];
-        poll(&mut fds, PollTimeout::NONE).is_ok() && fds[1].any() != Some(true)
     }
 }
 

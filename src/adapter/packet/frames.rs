@@ -18,9 +18,9 @@ use nix::unistd::read;
 use tracing::info;
 
 use super::steering::Steering;
-use super::udp::{WakeFd, wait_readable};
-use crate::config::offload::{Feature, Features};
+use super::wake::{WakeFd, wait_readable};
 use crate::ports::{FrameIo, SendError, Wake};
+use encap::offload::{Feature, Features};
 
 nix::ioctl_write_int!(set_offload, b'T', 208);
 nix::ioctl_write_ptr!(set_header_len, b'T', 216, libc::c_int);

@@ -1,0 +1,10 @@
+//! The two ends of the data path: the tunnel device and the outer UDP socket.
+
+mod frames;
+mod mmsg;
+mod steering;
+pub mod tun;
+pub mod udp;
+mod wake;
+
+pub use wake::WakeFd;
