@@ -12,12 +12,15 @@
 //! | 4 | [`adapter`], [`telemetry`] | every system call, socket, exec and HTTP call |
 //! | 5 | [`daemon`] | wiring of the daemon; it never names `commands` |
 //! | 5 | [`commands`] | wiring of the other commands |
+//!
+//! The manual is in [`docs`].
 
 pub mod adapter;
 pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+pub mod docs;
 pub mod lease;
 pub mod plan;
 pub mod ports;

@@ -18,7 +18,8 @@ const FLOORS: [&[&str]; 5] = [
     &["ports"],
     &["dataplane", "reconcile"],
     &["adapter", "telemetry"],
-    &["commands", "daemon"],
+    // The manual names whatever it explains.
+    &["commands", "daemon", "docs"],
 ];
 
 /// Modules of one floor of which the first must not name the second: the daemon does not know its clients.

@@ -24,7 +24,7 @@ const MAGIC: &str = "loden-cache 1 ";
 /// Nobody has so many nodes.
 const MAX_NODES: usize = 100_000;
 
-/// Largest cache, bytes: some 600 for each of [`MAX_NODES`].
+/// Largest cache, bytes: some 600 for each of `MAX_NODES`.
 pub const MAX_BYTES: u64 = 64 << 20;
 
 /// Whose Nodes they are. All must be the same for a cache to be used.

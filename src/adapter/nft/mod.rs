@@ -128,7 +128,7 @@ pub(super) async fn would_load(script: &str) -> bool {
     program::run("nft", &["--check", "-f", "-"], script).await.is_ok()
 }
 
-/// Reads what the guard has met. Apart from [`Nft`], because it is read between two passes over the kernel; the connection is
+/// Reads what the guard has met. Apart from `Nft`, because it is read between two passes over the kernel; the connection is
 /// kept, because closing one can wait for the kernel's own cleaning.
 #[derive(Default)]
 pub struct GuardReader(Option<Connection>);
