@@ -12,6 +12,8 @@ SUDO = $(shell [ "$$(id -u)" = 0 ] || { unshare -Urn true && [ -w /dev/net/tun ]
 # What programs of the lab need to know; sudo lets nothing through by itself.
 LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CACHE_HOME),$(HOME)/.cache) \
   $(foreach name,KUBEBUILDER_ASSETS LODEN_ETCD34 DEMO_SOURCE BACKEND SOAK_MINUTES,$(if $($(name)),$(name)=$($(name))))
+# Tests end tasks of the real flanneld on purpose. A release build refuses that, and is tested to have no way for it.
+FAULTS = $(if $(filter dev,$(PROFILE)),--features loden/fault-points)
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
@@ -68,14 +70,14 @@ scale: machinery ## five thousand Nodes on a real API server and what one daemon
 	@$(SUDO) env $(LAB_ENV) SCALE_OUT=$(abspath $(TARGET))/scale $(foreach name,SCALE_NODES SCALE_SECONDS,$(if $($(name)),$(name)=$($(name)))) $(BUILD)/scale
 
 test: machinery ## everything: unit, property, fuzz replay, networks in namespaces
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld
-	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast $(AS_ROOT)
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld $(FAULTS)
+	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast $(FAULTS) $(AS_ROOT)
 
 unit: setup ## tests that need no network
 	$(CARGO) test --profile $(PROFILE) --workspace --exclude integration --no-fail-fast
 
 integration: machinery ## a real flanneld in real networks; T=repair runs one file
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld $(FAULTS)
 	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) -p integration --no-fail-fast $(AS_ROOT) $(if $(T),--test $(T))
 
 fuzz-replay: ## every input the fuzzers ever found, once
@@ -89,7 +91,7 @@ fmt: ## format the code
 
 lint: ## formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all -- --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features loden/fault-points -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 
 bench: setup ## nanoseconds per packet and per lookup

@@ -1,11 +1,16 @@
 //! The `flanneld` binary: parse, run, turn the outcome into an exit status.
 
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use loden::config::{self, Command, LogFormat, Parsed, Run};
 use loden::{commands, daemon, telemetry};
+
+/// How long files that are being written may take once the daemon has ended.
+const LAST_WRITES: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
     let env = |name: &str| std::env::var(name).ok();
@@ -48,13 +53,15 @@ fn serve(run: Run, warnings: &[String]) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    match block_on(daemon::run(run, log)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    match catch_unwind(AssertUnwindSafe(|| block_on(daemon::run(run, log)))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             // The log is on standard error too; once is enough, and in the form that was asked for.
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+        // The log has it already.
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -70,7 +77,10 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    tokio::task::LocalSet::new().block_on(&runtime, future)
+    let outcome = tokio::task::LocalSet::new().block_on(&runtime, future);
+    // A file system that hangs, which is what the runtime's own threads may wait for, does not hold up the end.
+    runtime.shutdown_timeout(LAST_WRITES);
+    outcome
 }
 
 fn say(stderr: bool, text: &str) {

@@ -1,5 +1,6 @@
 //! The local socket: one JSON request per line, one JSON answer per line. Only root can reach it.
 
+use std::convert::Infallible;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
-use super::file;
+use super::{file, tasks};
 
 /// Requests are short; more than this is a mistake.
 const REQUEST_LIMIT: u64 = 64 << 10;
@@ -65,7 +66,7 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
 }
 
 /// Serves until the task is dropped.
-pub async fn serve<F, Answer>(listener: UnixListener, answer: F)
+pub async fn serve<F, Answer>(listener: UnixListener, answer: F) -> Infallible
 where
     F: Fn(Request) -> Answer + 'static,
     Answer: Future<Output = Result<serde_json::Value>> + 'static,
@@ -77,7 +78,7 @@ where
             continue;
         };
         let answer = answer.clone();
-        tokio::task::spawn_local(async move {
+        tasks::spawn_short("local-connection", async move {
             // A client that breaks off is its own business.
             let _ = tokio::time::timeout(CLIENT_TIMEOUT, converse(stream, &*answer)).await;
         });

@@ -15,6 +15,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+use super::tasks;
+
 /// Clients that hold a connection open without a request are cut off after this.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -49,7 +51,7 @@ pub async fn bind(at: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Serves until the task is dropped; `answer` gets the path of each GET.
-pub async fn serve<F>(listener: TcpListener, answer: F)
+pub async fn serve<F>(listener: TcpListener, answer: F) -> Infallible
 where
     F: Fn(&str) -> Option<Answer> + 'static,
 {
@@ -61,7 +63,7 @@ where
             continue;
         };
         let answer = answer.clone();
-        tokio::task::spawn_local(async move {
+        tasks::spawn_short("health-connection", async move {
             let service =
                 service_fn(|request| std::future::ready(Ok::<_, Infallible>(respond(&request, &*answer))));
             let connection = hyper::server::conn::http1::Builder::new()

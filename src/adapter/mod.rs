@@ -5,6 +5,8 @@ pub mod cache;
 pub mod control;
 pub mod cpus;
 pub mod ethtool;
+#[cfg(feature = "fault-points")]
+mod fault;
 pub mod file;
 pub mod firewall;
 pub mod http;
@@ -18,3 +20,4 @@ pub mod nodes_file;
 pub mod packet;
 mod program;
 pub mod sysctl;
+pub mod tasks;

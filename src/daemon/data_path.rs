@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use encap::Framing;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::adapter::cpus;
 use crate::adapter::packet::WakeFd;
-use crate::adapter::packet::tun::{DeviceIo, TunDevice};
+use crate::adapter::packet::tun::{self, DeviceIo, TunDevice};
 use crate::adapter::packet::udp::{OuterSocket, UdpIo};
+use crate::adapter::tasks::{self, Cause, End};
 use crate::dataplane::{self, BATCH, Shared};
 use encap::offload::{Feature, Features};
 
@@ -47,6 +48,8 @@ pub(super) struct DataPath {
     socket: OuterSocket,
     other: Option<OuterSocket>,
     running: Option<Running>,
+    /// How often threads were started.
+    starts: u64,
     exits: mpsc::UnboundedSender<Exit>,
 }
 
@@ -59,10 +62,18 @@ struct Running {
 /// A thread that ended although nobody told it to.
 #[derive(Debug)]
 pub(super) struct Exit {
-    /// Index of the tunnel device that it ran on.
-    pub(super) device: u32,
-    /// Why, in words.
-    pub(super) cause: String,
+    /// Which start of the threads it belonged to.
+    start: u64,
+    /// Which thread it was, and how it ended.
+    pub(super) end: End,
+}
+
+impl Exit {
+    /// Whether it ended because the kernel took its device away.
+    pub(super) fn device_is_gone(&self) -> bool {
+        let Cause::Failed(error) = &self.end.cause else { return false };
+        error.downcast_ref().is_some_and(tun::is_gone)
+    }
 }
 
 impl DataPath {
@@ -77,7 +88,10 @@ impl DataPath {
         let socket = bind(endpoint.address)?;
         let other = endpoint.other.map(bind).transpose()?;
         let (exits, receiver) = mpsc::unbounded_channel();
-        Ok((Self { shared, framing, conf, endpoint, socket, other, running: None, exits }, receiver))
+        Ok((
+            Self { shared, framing, conf, endpoint, socket, other, running: None, starts: 0, exits },
+            receiver,
+        ))
     }
 
     /// Takes datagrams at `endpoint` from now on.
@@ -109,6 +123,7 @@ impl DataPath {
     /// Runs on `device` from now on.
     pub(super) fn start(&mut self, device: &TunDevice) -> Result<()> {
         self.stop();
+        self.starts += 1;
         self.shared.resume();
         let wake = Arc::new(WakeFd::new(self.conf.spin)?);
         self.set_offloads(device);
@@ -133,7 +148,7 @@ impl DataPath {
         };
         for queue in 0..device.queues() {
             let (tun, mut udp, shared) = io(queue);
-            threads.push(self.spawn("tun-to-udp", device.index(), queue, move || match tun {
+            threads.push(self.spawn("tun-to-udp", queue, move || match tun {
                 DeviceIo::Plain(mut tun) => {
                     dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns())
                 }
@@ -145,7 +160,7 @@ impl DataPath {
         }
         for queue in 0..self.socket.queues() {
             let (tun, mut udp, shared) = io(queue);
-            threads.push(self.spawn("udp-to-tun", device.index(), queue, move || match tun {
+            threads.push(self.spawn("udp-to-tun", queue, move || match tun {
                 DeviceIo::Plain(mut tun) => dataplane::decapsulate(&shared, queue, &mut udp, &mut tun),
                 DeviceIo::Frames(mut tun) => {
                     dataplane::decapsulate_offloaded(&shared, queue, framing, &mut udp, &mut tun)
@@ -178,11 +193,11 @@ impl DataPath {
     fn spawn(
         &self,
         name: &'static str,
-        device: u32,
         queue: usize,
         body: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<JoinHandle<()>> {
-        let (exits, pin) = (self.exits.clone(), self.conf.pin);
+        let (exits, shared) = (self.exits.clone(), self.shared.clone());
+        let (start, pin) = (self.starts, self.conf.pin);
         let work = move || {
             if pin {
                 match cpus::pin(queue) {
@@ -190,15 +205,16 @@ impl DataPath {
                     Err(failure) => warn!(thread = name, queue, "runs on any CPU: {failure:#}"),
                 }
             }
-            if let Err(failure) = body() {
-                // Nobody listens any more at shutdown.
-                let _ = exits.send(Exit { device, cause: format!("thread {name} ended: {failure}") });
-            }
+            body()
         };
-        std::thread::Builder::new()
-            .name(name.into())
-            .spawn(work)
-            .with_context(|| format!("cannot start {name}"))
+        tasks::thread(name, work, move |cause| {
+            if matches!(cause, Cause::Returned) && shared.stopped() {
+                return;
+            }
+            let end = End { name: format!("packet thread {name} of queue {queue}"), cause };
+            // Nobody listens any more at shutdown.
+            let _ = exits.send(Exit { start, end });
+        })
     }
 
     /// Stops the threads and lets go of the device; the socket stays bound.
@@ -210,20 +226,21 @@ impl DataPath {
             return;
         }
         for thread in running.threads {
-            if thread.join().is_err() {
-                error!("a data-path thread panicked");
-            }
+            // A panic is caught within.
+            let _ = thread.join();
         }
     }
 
-    /// Cleans up after a thread that ended by itself. `false` when its device was replaced already.
-    pub(super) fn ended(&mut self, exit: &Exit) -> bool {
-        if self.running.as_ref().is_none_or(|running| running.device.index() != exit.device) {
-            return false;
+    /// Cleans up after a thread that ended by itself, and says which device it ran on; `None` if all were
+    /// started anew already.
+    pub(super) fn ended(&mut self, exit: &Exit) -> Option<TunDevice> {
+        if exit.start != self.starts {
+            return None;
         }
-        warn!(cause = exit.cause, "the data path stopped and is started again");
+        let device = self.running.as_ref()?.device.clone();
+        warn!("{}: the data path is started again", exit.end);
         self.stop();
-        true
+        Some(device)
     }
 }
 

@@ -1,19 +1,20 @@
 //! The data path of a backend whose packets go through this process, and what may happen to it. The others have none.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use encap::{Family, Framing};
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
-use tokio::task::spawn_local;
 use tracing::{info, warn};
 
 use super::data_path::{DataPath, Endpoint, Exit, Threads};
 use super::gauges::Gauges;
+use super::restarts::Restarts;
 use super::state::State;
 use crate::adapter::netlink::{self, TunSlot};
 use crate::adapter::packet::tun::{TunDevice, TunOptions};
+use crate::adapter::tasks::{Cause, spawn_short};
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::BackendConf;
 use crate::lease::FAMILIES;
@@ -28,6 +29,7 @@ pub(super) struct Forwarding {
     exits: mpsc::UnboundedReceiver<Exit>,
     openings: mpsc::UnboundedReceiver<TunDevice>,
     failed: mpsc::UnboundedSender<u32>,
+    restarts: Restarts,
 }
 
 /// Something that happened to it.
@@ -104,7 +106,7 @@ impl Forwarding {
         let (opened, openings) = mpsc::unbounded_channel();
         let (failed, failures) = mpsc::unbounded_channel();
         let slot = TunSlot { device: Some(device), options, opened, failed: failures };
-        Ok((slot, Self { data_path, gauges, exits, openings, failed }))
+        Ok((slot, Self { data_path, gauges, exits, openings, failed, restarts: Restarts::default() }))
     }
 
     /// The node has another address: takes packets there.
@@ -132,36 +134,64 @@ impl Forwarding {
     }
 
     fn restart(&mut self, state: &State, device: &TunDevice) {
-        self.gauges.new_tunnel(device.index());
         let started = self.data_path.start(device).map_err(|error| format!("{error:#}"));
         if let Err(text) = &started {
             warn!("{text}");
+            self.data_path.stop();
+            self.reopen(device.index());
         }
         state.health.borrow_mut().data_path_trouble = started.err();
     }
 
-    fn give_up_device(&mut self, state: &State, exit: Exit) {
-        if !self.data_path.ended(&exit) {
-            return;
-        }
-        state.health.borrow_mut().data_path_trouble = Some(exit.cause);
-        // When the device is gone, the kernel's own event is faster and opens the next one at once. When it is there
-        // and fails, it is opened again after a pause, and the fresh one comes back to us.
-        let (failed, device) = (self.failed.clone(), exit.device);
-        spawn_local(async move {
+    /// Has the kernel side open another device in place of the one with this index, after a pause.
+    fn reopen(&self, device: u32) {
+        let failed = self.failed.clone();
+        spawn_short("reopen-tunnel", async move {
             tokio::time::sleep(RESTART_PAUSE).await;
             let _ = failed.send(device);
         });
+    }
+
+    /// Starts the packet threads again after one has ended.
+    ///
+    /// # Errors
+    /// It ended too often.
+    #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+    fn recover(&mut self, state: &State, exit: &Exit) -> Result<()> {
+        let Some(device) = self.data_path.ended(exit) else { return Ok(()) };
+        // A device that somebody deletes takes its threads along, however often: that is repaired as it always is.
+        if !exit.device_is_gone() && !self.restarts.allow(Instant::now()) {
+            bail!(
+                "{}; packet threads have ended more than three times in a minute, so the daemon ends",
+                exit.end
+            );
+        }
+        if !matches!(exit.end.cause, Cause::Failed(_)) {
+            self.restart(state, &device);
+            return Ok(());
+        }
+        state.health.borrow_mut().data_path_trouble = Some(exit.end.to_string());
+        // When the device is gone, the kernel's own event is faster and opens the next one at once. When it is there
+        // and fails, it is opened again after a pause, and the fresh one comes back to us.
+        self.reopen(device.index());
+        Ok(())
     }
 }
 
 impl Event {
     /// Does what is to be done about it.
-    pub(super) fn handle(self, state: &State, forwarding: &mut Option<Forwarding>) {
-        let Some(forwarding) = forwarding else { return };
+    ///
+    /// # Errors
+    /// Packet threads end again and again.
+    pub(super) fn handle(self, state: &State, forwarding: &mut Option<Forwarding>) -> Result<()> {
+        let Some(forwarding) = forwarding else { return Ok(()) };
         match self {
-            Self::Opened(device) => forwarding.restart(state, &device),
-            Self::Ended(exit) => forwarding.give_up_device(state, exit),
+            Self::Opened(device) => {
+                forwarding.gauges.new_tunnel(device.index());
+                forwarding.restart(state, &device);
+                Ok(())
+            }
+            Self::Ended(exit) => forwarding.recover(state, &exit),
         }
     }
 }

@@ -11,6 +11,7 @@ mod memory;
 mod pace;
 mod passes;
 mod pods;
+mod restarts;
 mod roaming;
 mod serve;
 mod state;
@@ -26,7 +27,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::spawn_local;
 use tracing::{debug, info, warn};
 
 use self::forwarding::Forwarding;
@@ -38,6 +38,7 @@ use crate::adapter::kube::{KubeNodes, KubePods};
 use crate::adapter::lock::RunLock;
 use crate::adapter::netlink::{self, LinuxKernel};
 use crate::adapter::nodes_file::NodesFile;
+use crate::adapter::tasks::{self, Cause, Ends, Tasks};
 use crate::adapter::{control, file, http, sysctl};
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::NetConf;
@@ -72,15 +73,17 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             let metrics = start.state.metrics.api(&kubernetes::reasons())?;
             let memory = Memory::of(&start.state, &api);
             let remembered = memory.recall();
-            let leases = KubeNodes::watch(&api, prefix, memory.seen.clone(), metrics.clone())?;
-            spawn_local(memory.clone().keep(start.state.clone()));
+            let tasks = start.tasks.clone();
+            let leases = KubeNodes::watch(&api, prefix, memory.seen.clone(), metrics.clone(), &tasks)?;
+            tasks.spawn("cache", memory.clone().keep(start.state.clone()));
             let connections = api.clone();
             start.state.on_move.replace(Some(Box::new(move || connections.reconnect())));
             if start.state.args.pod_routes {
-                spawn_local(pods::follow(start.state.clone(), KubePods::watch(&api, metrics.clone())?));
+                let watch = KubePods::watch(&api, metrics.clone(), &tasks)?;
+                tasks.spawn("pods", pods::follow(start.state.clone(), watch));
             }
-            spawn_local(kubernetes::tell(start.state.clone(), api.clone(), metrics.clone()));
-            spawn_local(kubernetes::publish(start.state.clone(), api, metrics));
+            tasks.spawn("events", kubernetes::tell(start.state.clone(), api.clone(), metrics.clone()));
+            tasks.spawn("own-node", kubernetes::publish(start.state.clone(), api, metrics));
             let state = start.state.clone();
             let outcome = start.run(Recalling::new(leases, remembered), log).await;
             if let Err(error) = memory.save(&state) {
@@ -94,6 +97,8 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
 /// Everything that is checked before a source of leases is asked.
 struct Start {
     state: Rc<State>,
+    tasks: Tasks,
+    ends: Ends,
     _lock: RunLock,
 }
 
@@ -107,14 +112,16 @@ impl Start {
         state.health.borrow_mut().backend_note = unasked;
         let labels = [state.conf.backend.name(), state.conf.backend.mode()];
         state.metrics.backend.with_label_values(&labels).set(1);
-        Ok(Self { state: Rc::new(state), _lock: lock })
+        let (tasks, ends) = tasks::watched();
+        Ok(Self { state: Rc::new(state), tasks, ends, _lock: lock })
     }
 
-    async fn run(self, leases: impl LeaseSource + 'static, log: LogControl) -> Result<()> {
+    async fn run(mut self, leases: impl LeaseSource + 'static, log: LogControl) -> Result<()> {
         let state = &self.state;
-        serve_endpoints(state, log).await?;
+        serve_endpoints(state, &self.tasks, log).await?;
         let outcome = tokio::select! {
-            outcome = work(state, leases) => outcome,
+            end = tasks::run("control", work(state, &self.tasks, leases)) => fatal(end),
+            outcome = self.ends.unasked() => outcome,
             outcome = told_to_stop() => outcome,
         };
         // Kernel state stays: pods keep their addresses and rules, and the next daemon takes over.
@@ -133,17 +140,27 @@ fn read_net_conf(path: &Path) -> Result<NetConf> {
 }
 
 /// Binds the admin endpoint and the local socket, and serves both from now on: also while waiting.
-async fn serve_endpoints(state: &Rc<State>, log: LogControl) -> Result<()> {
+async fn serve_endpoints(state: &Rc<State>, tasks: &Tasks, log: LogControl) -> Result<()> {
     let args = &state.args;
     if args.healthz_port != 0 {
         let listener = http::bind(SocketAddr::new(args.healthz_ip, args.healthz_port)).await?;
         let state = state.clone();
-        spawn_local(http::serve(listener, move |path| serve::admin(&state, path)));
+        tasks.spawn("health-endpoint", http::serve(listener, move |path| serve::admin(&state, path)));
     }
     let listener = control::bind(&control::path(&args.subnet_file))?;
     let state = state.clone();
-    spawn_local(control::serve(listener, move |request| serve::control(state.clone(), log.clone(), request)));
+    let answer = move |request| serve::control(state.clone(), log.clone(), request);
+    tasks.spawn("local-socket", control::serve(listener, answer));
     Ok(())
+}
+
+/// What the end of the control loop means for the daemon. What it could not do needs no name of a task before it.
+fn fatal(end: Cause) -> Result<()> {
+    tasks::give_up_later();
+    match end {
+        Cause::Failed(error) => Err(error),
+        end => bail!("control {end}; without it there is no daemon"),
+    }
 }
 
 async fn told_to_stop() -> Result<()> {
@@ -159,7 +176,7 @@ async fn told_to_stop() -> Result<()> {
 }
 
 /// From the first lease to the end.
-async fn work(state: &Rc<State>, mut leases: impl LeaseSource + 'static) -> Result<()> {
+async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + 'static) -> Result<()> {
     let handle = netlink::connect()?;
     // What can be refused without knowing the own lease is refused at once.
     if interface::asked_for(&state.args) {
@@ -191,18 +208,16 @@ async fn work(state: &Rc<State>, mut leases: impl LeaseSource + 'static) -> Resu
     let kernel = LinuxKernel::new(firewall, slot)?;
     state.set_external(external);
     let (moved, mut moves) = mpsc::unbounded_channel();
-    spawn_local(roaming::roam(state.clone(), handle, moved));
-
-    let mut programming = spawn_local(program(state.clone(), kernel));
-    spawn_local(pace::adopt(state.clone()));
+    tasks.spawn("interface", roaming::roam(state.clone(), handle, moved));
+    tasks.spawn("kernel", program(state.clone(), kernel));
+    tasks.spawn("table", pace::adopt(state.clone()));
     // A task of its own: a source that is asked anew after every other event would lose its place, and its many events
     // are nothing to the loop below.
-    let mut following = spawn_local(follow(state.clone(), leases));
+    tasks.spawn("leases", follow(state.clone(), leases));
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {
-            ended = &mut following => match ended.context("the loop that follows leases failed")? {},
-            event = Forwarding::event(&mut forwarding) => event.handle(state, &mut forwarding),
+            event = Forwarding::event(&mut forwarding) => event.handle(state, &mut forwarding)?,
             Some(external) = moves.recv() => relocate(state, &mut forwarding, external),
             _ = fold.tick() => {
                 serve::fold(state);
@@ -211,10 +226,6 @@ async fn work(state: &Rc<State>, mut leases: impl LeaseSource + 'static) -> Resu
                 if let Some(forwarding) = &mut forwarding {
                     forwarding.read_gauges(state).await;
                 }
-            }
-            ended = &mut programming => {
-                ended.context("the loop that programs the kernel failed")?;
-                bail!("the loop that programs the kernel ended");
             }
         }
     }

@@ -23,14 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Says when another interface or address has to be used, for as long as anybody listens.
-pub(super) async fn roam(state: Rc<State>, handle: Handle, moved: mpsc::UnboundedSender<ExternalInterface>) {
-    let mut changes = match interfaces::changes() {
-        Ok(changes) => changes,
-        Err(error) => {
-            warn!("a change of the node's address will need a restart: {error:#}");
-            return;
-        }
-    };
+///
+/// # Errors
+/// The kernel does not announce changes of addresses.
+pub(super) async fn roam(
+    state: Rc<State>,
+    handle: Handle,
+    moved: mpsc::UnboundedSender<ExternalInterface>,
+) -> Result<()> {
+    let mut changes = interfaces::changes().context("cannot follow the node's addresses")?;
     while !moved.is_closed() {
         wait(&mut changes, &state).await;
         let looked = look(&state, &handle).await;
@@ -47,6 +48,7 @@ pub(super) async fn roam(state: Rc<State>, handle: Handle, moved: mpsc::Unbounde
         };
         state.note_external(trouble);
     }
+    Ok(())
 }
 
 /// Waits for something that may matter.

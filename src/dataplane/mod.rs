@@ -92,7 +92,8 @@ impl Shared {
         self.stop.store(false, Ordering::Release);
     }
 
-    fn stopped(&self) -> bool {
+    /// Whether they have been told so.
+    pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 }

@@ -1,8 +1,11 @@
 //! Logs on standard error, as text or JSON; the filter can be changed while the daemon runs.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
+use std::panic::PanicHookInfo;
 
 use anyhow::{Context, Result};
+use tracing::error;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -25,7 +28,17 @@ pub fn init(filter: &str, json: bool) -> Result<LogControl> {
             .try_init()
     }
     .context("logging was started twice")?;
+    std::panic::set_hook(Box::new(panicked));
     Ok(LogControl(handle))
+}
+
+/// A panic goes where everything else is logged, and in the same form. Whose it was, the watch over tasks says.
+fn panicked(panic: &PanicHookInfo<'_>) {
+    let message = panic.payload_as_str().unwrap_or("no message");
+    let at = panic.location().map(ToString::to_string).unwrap_or_default();
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    error!(at, thread = std::thread::current().name(), backtrace, "panic: {message}");
 }
 
 impl LogControl {

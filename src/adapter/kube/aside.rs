@@ -3,9 +3,7 @@
 //! The thread has nothing but this watch and its connection, so it can rest while heartbeats pile up without keeping
 //! anything else waiting, and only what is news wakes the thread that everything else lives on.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -16,6 +14,7 @@ use super::client::Api;
 use super::rest::Rest;
 use super::sync::Kind;
 use super::watch::{Seen, Watcher};
+use crate::adapter::tasks::{self, Tasks};
 use crate::lease::FromProtobuf;
 use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
@@ -26,7 +25,6 @@ const ROOM: usize = 256;
 /// Hears what is said of objects of one kind.
 pub(super) struct Aside<F> {
     said: mpsc::Receiver<(News<F>, Instant)>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl<F: Send + 'static> Aside<F> {
@@ -34,7 +32,7 @@ impl<F: Send + 'static> Aside<F> {
     ///
     /// # Errors
     /// There is no thread to be had, or no way to the server.
-    pub(super) fn watch<K>(kind: K, seen: Seen, api: &Api, metrics: ApiMetrics) -> Result<Self>
+    pub(super) fn watch<K>(kind: K, seen: Seen, api: &Api, metrics: ApiMetrics, tasks: &Tasks) -> Result<Self>
     where
         K: Kind<Object: FromProtobuf, Facts = F> + Send + 'static,
     {
@@ -49,10 +47,10 @@ impl<F: Send + 'static> Aside<F> {
         let watcher = Watcher::new(kind, seen, api.apart()?, metrics, rest);
         drop(entered);
         let (say, said) = mpsc::channel(ROOM);
-        let work = move || runtime.block_on(follow(watcher, say));
         let name = format!("watch-{}", K::PLURAL.to_lowercase());
-        let thread = Builder::new().name(name).spawn(work).context("cannot start a thread")?;
-        Ok(Self { said, thread: Some(thread) })
+        let named = name.clone();
+        tasks.thread(&name, move || runtime.block_on(tasks::run(&named, follow(watcher, say))))?;
+        Ok(Self { said })
     }
 
     /// Waits for the next thing that is said, and says when it came. Nothing is lost if this is dropped.
@@ -60,10 +58,7 @@ impl<F: Send + 'static> Aside<F> {
         if let Some(said) = self.said.recv().await {
             return said;
         }
-        // It watches for as long as anybody listens, unless it panics, and that is a matter of the whole daemon.
-        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
-            resume_unwind(panic);
-        }
+        // The thread has ended. That is a matter of the whole daemon, which hears of it by its name.
         std::future::pending().await
     }
 }

@@ -8,6 +8,7 @@ use super::client::{Api, Collection};
 use super::sync::Kind;
 use super::trouble::Cause;
 use super::watch::Seen;
+use crate::adapter::tasks::Tasks;
 use crate::config::AnnotationPrefix;
 use crate::lease::{NodeFacts, NodeObject};
 use crate::ports::{Arrival, LeaseSource};
@@ -22,8 +23,14 @@ impl KubeNodes {
     ///
     /// # Errors
     /// There is no thread to be had, or no way to the server.
-    pub fn watch(api: &Api, prefix: AnnotationPrefix, seen: Seen, metrics: ApiMetrics) -> Result<Self> {
-        Aside::watch(Nodes { prefix }, seen, api, metrics).map(Self)
+    pub fn watch(
+        api: &Api,
+        prefix: AnnotationPrefix,
+        seen: Seen,
+        metrics: ApiMetrics,
+        tasks: &Tasks,
+    ) -> Result<Self> {
+        Aside::watch(Nodes { prefix }, seen, api, metrics, tasks).map(Self)
     }
 }
 

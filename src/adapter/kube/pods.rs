@@ -8,6 +8,7 @@ use super::aside::Aside;
 use super::client::{Api, Collection};
 use super::sync::Kind;
 use super::watch::Seen;
+use crate::adapter::tasks::Tasks;
 use crate::lease::{PodFacts, PodObject};
 use crate::ports::News;
 use crate::telemetry::api::ApiMetrics;
@@ -20,8 +21,8 @@ impl KubePods {
     ///
     /// # Errors
     /// There is no thread to be had, or no way to the server.
-    pub fn watch(api: &Api, metrics: ApiMetrics) -> Result<Self> {
-        Aside::watch(Pods, Seen::default(), api, metrics).map(Self)
+    pub fn watch(api: &Api, metrics: ApiMetrics, tasks: &Tasks) -> Result<Self> {
+        Aside::watch(Pods, Seen::default(), api, metrics, tasks).map(Self)
     }
 
     /// Waits for the next thing that is said of Pods, and says when it came.

@@ -125,6 +125,11 @@ impl TunDevice {
     }
 }
 
+/// Whether this is what reading or writing a device that was deleted comes to.
+pub fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw) == Some(Errno::EBADFD)
+}
+
 fn explain(name: &str, error: io::Error) -> anyhow::Error {
     let remedy = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {

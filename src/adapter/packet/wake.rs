@@ -9,6 +9,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+#[cfg(feature = "fault-points")]
+use crate::adapter::fault;
 use crate::ports::Wake;
 
 /// Wakes a thread that sleeps in `poll`, and says how long it may look before it sleeps.
@@ -40,6 +42,12 @@ pub(super) fn wait_readable(from: [Option<BorrowedFd<'_>>; 2], wake: &WakeFd) ->
     loop {
         let awake = asleep.is_some_and(|asleep| Instant::now() < asleep);
         let patience = if awake { PollTimeout::ZERO } else { PollTimeout::NONE };
+        #[cfg(feature = "fault-points")]
+        let patience = if fault::armed() { fault::PATIENCE.into() } else { patience };
+        #[cfg(feature = "fault-points")]
+        if let Some(end) = fault::in_packet_thread() {
+            return end;
+        }
         // The same one twice does no harm.
         let mut fds =
             [Some(wake), from[0], from[1]].map(|fd| PollFd::new(fd.unwrap_or(wake), PollFlags::POLLIN));
