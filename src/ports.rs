@@ -51,6 +51,43 @@ pub struct KernelError {
     pub cause: String,
     /// What the operator can do about it, where that is known.
     pub remedy: Option<&'static str>,
+    /// What sort of fault it is.
+    pub kind: FaultKind,
+    /// The kernel's error number, where it gave one.
+    pub errno: Option<i32>,
+}
+
+impl KernelError {
+    /// A failure of which nothing more is known.
+    pub fn new(doing: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self {
+            doing: doing.into(),
+            cause: cause.into(),
+            remedy: None,
+            kind: FaultKind::default(),
+            errno: None,
+        }
+    }
+}
+
+/// What sort of fault keeps the kernel from doing something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FaultKind {
+    /// The process lacks a right, most likely CAP_NET_ADMIN.
+    NotPermitted,
+    /// This kernel does not have it, or its module is not loaded.
+    Unsupported,
+    /// Something else is in that place.
+    Occupied,
+    /// What it is about, or what it needs, is not there.
+    Absent,
+    /// Nothing leads there.
+    Unreachable,
+    /// The kernel lacks memory or room.
+    Exhausted,
+    /// Any other.
+    #[default]
+    Other,
 }
 
 /// Where nodes and their leases come from.

@@ -334,5 +334,5 @@ fn explain(op: &FirewallOp, failure: Failure) -> KernelError {
         }
         _ => "the kernel needs nf_tables with NAT, and the daemon CAP_NET_ADMIN",
     };
-    KernelError { doing: op.to_string(), cause: failure.cause, remedy: Some(remedy) }
+    KernelError { remedy: Some(remedy), ..KernelError::new(op.to_string(), failure.cause) }
 }

@@ -17,7 +17,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<String> {
     let subnet_file = &args.socket.subnet_file;
     let _lock = RunLock::take(subnet_file).context("nothing was removed")?;
     let mut removed = rules().await?;
-    removed.extend(netlink::remove_ours().await?);
+    removed.extend(netlink::remove_ours()?);
     let files = [cache::path, control::path, lock::path].map(|path| path(subnet_file));
     for path in [subnet_file.clone()].into_iter().chain(files) {
         if file::remove(&path)? {

@@ -65,7 +65,7 @@ impl Kernel for World {
     async fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), KernelError>> {
         let one = |op: &Op| {
             if self.refuses.borrow()(op) {
-                return Err(KernelError { doing: "test".into(), cause: "not now".into(), remedy: None });
+                return Err(KernelError::new("test", "not now"));
             }
             model::apply(&mut self.state.borrow_mut(), op);
             self.belief.note(op);

@@ -1,24 +1,25 @@
 //! Removes what kernel backends of ours leave behind.
 
 use anyhow::{Context, Result, bail};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteHeader, RouteMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteHeader, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
+use super::blocking::Socket;
 use super::read::{self, destination};
-use super::socket::Rtnl;
+use super::wire::Rtnetlink;
 use crate::plan::{ALIAS, ROUTE_PROTOCOL};
 
 /// Removes devices that carry our mark and routes that carry our number, of whatever network; says which.
-pub async fn remove_ours() -> Result<Vec<String>> {
-    let mut rtnl = Rtnl::open().context("cannot open a netlink socket")?;
+pub fn remove_ours() -> Result<Vec<String>> {
+    let mut rtnl = Socket::<Rtnetlink>::open().context("cannot open a netlink socket")?;
     let (mut requests, mut names) = (Vec::new(), Vec::new());
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut filter = RouteMessage::default();
         filter.header.address_family = family;
         filter.header.table = RouteHeader::RT_TABLE_MAIN;
         filter.header.protocol = ROUTE_PROTOCOL.into();
-        for found in rtnl.dump(&Message::GetRoute(filter)).await.context("cannot read routes")? {
+        for found in rtnl.list(&Message::GetRoute(filter)).context("cannot read routes")? {
             let Message::NewRoute(route) = found else { continue };
             let ours = u8::from(route.header.protocol) == ROUTE_PROTOCOL
                 && route.header.table == RouteHeader::RT_TABLE_MAIN;
@@ -28,17 +29,17 @@ pub async fn remove_ours() -> Result<Vec<String>> {
             }
         }
     }
-    let aliased = read::aliased(&mut rtnl, |alias| alias.starts_with(ALIAS)).await;
-    for name in aliased.context("cannot read devices")? {
+    let links = rtnl.list(&read::vxlan_links()).context("cannot read devices")?;
+    for name in read::aliased(&links, |alias| alias.starts_with(ALIAS)) {
         let mut link = LinkMessage::default();
         link.attributes.push(LinkAttribute::IfName(name.clone()));
         requests.push((Message::DelLink(link), 0));
         names.push(format!("device {name}"));
     }
-    let outcomes = rtnl.write(requests).await.context("cannot write to the kernel")?;
+    let outcomes = rtnl.write(&requests).context("cannot write to the kernel")?;
     for (name, outcome) in names.iter().zip(outcomes) {
         if let Err(refusal) = outcome {
-            bail!("cannot remove {name}: {}", refusal.errno.desc());
+            bail!("cannot remove {name}: {refusal}");
         }
     }
     Ok(names)

@@ -2,17 +2,14 @@
 
 use anyhow::{Context, Result};
 use encap::Prefix;
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket};
-use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{RouteHeader, RouteMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::route::{RouteHeader, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::read::{self, Indices, as_route, destination};
 use super::route_device;
-use super::socket::{Part, parts};
+use super::socket::Announcements;
+use super::wire::{Part, Rtnetlink, parts};
 use crate::plan::{Announced, Belief, Device, Parts, ROUTE_PROTOCOL, Watched};
 
 /// `RTNLGRP_LINK`, `_NEIGH` (forwarding entries too), `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`,
@@ -30,15 +27,11 @@ const NEIGHBOURS: std::ops::RangeInclusive<u16> = 28..=29;
 const NETCONF: u16 = 80;
 const ALL_DEVICES: u32 = u32::MAX;
 
-/// Room for what a storm of changes says before the kernel drops some; a drop costs a look at everything.
-const BUFFER: usize = 4 << 20;
-
 /// The kernel's announcements.
 pub(super) struct Events {
-    socket: TokioSocket,
+    announcements: Announcements<Rtnetlink>,
     /// Changes with this mark are our own.
     own: u32,
-    buffer: Vec<u8>,
     /// Something was heard that the next wait is to report at once.
     news: bool,
 }
@@ -55,15 +48,9 @@ enum Concern {
 
 impl Events {
     pub(super) fn subscribe(own: u32) -> Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE).context("cannot open a netlink socket")?;
-        let inner = socket.socket_mut();
-        // What cannot be had is done without.
-        let _ = setsockopt(inner, sockopt::RcvBufForce, &BUFFER);
-        inner.bind_auto()?;
-        for group in GROUPS {
-            inner.add_membership(group).context("cannot subscribe to netlink events")?;
-        }
-        Ok(Self { socket, own, buffer: Vec::with_capacity(64 << 10), news: false })
+        let announcements =
+            Announcements::subscribe(&GROUPS).context("cannot subscribe to netlink events")?;
+        Ok(Self { announcements, own, news: false })
     }
 
     /// Waits for somebody else's change to something of interest that is not believed already. Announcements that were
@@ -75,25 +62,24 @@ impl Events {
         belief: &mut Belief,
     ) {
         while !self.news {
-            self.buffer.clear();
-            self.buffer.reserve(64 << 10);
-            // ENOBUFS: the kernel could not keep up with telling us.
-            if self.socket.recv(&mut self.buffer).await.is_err() {
+            // Where the kernel could not keep up with telling us, everything may be different.
+            let Ok(datagram) = self.announcements.next().await else {
                 belief.doubt(Parts::ALL);
                 return;
-            }
+            };
             let Some(watched) = watched else { return };
-            self.news = self.hear(watched, indices, belief);
+            self.news = hear(datagram, self.own, watched, indices, belief);
         }
     }
 
     /// Hears what has been announced until now; a look follows.
     pub(super) fn catch_up(&mut self, watched: &Watched, indices: &Indices, belief: &mut Belief) {
-        while let Some(complete) = self.next() {
-            if complete {
-                self.hear(watched, indices, belief);
-            } else {
-                belief.doubt(Parts::ALL);
+        while let Some(heard) = self.announcements.waiting() {
+            match heard {
+                Ok(datagram) => {
+                    hear(datagram, self.own, watched, indices, belief);
+                }
+                Err(_) => belief.doubt(Parts::ALL),
             }
         }
         self.news = false;
@@ -102,46 +88,44 @@ impl Events {
     /// What has been announced while everything was read may be older than what was read, or newer: its part is to be
     /// read once more.
     pub(super) fn meanwhile(&mut self, watched: &Watched, indices: &Indices, belief: &mut Belief) {
-        while let Some(complete) = self.next() {
-            let mut doubtful = if complete { Parts::NONE } else { Parts::ALL };
-            parts(&self.buffer).for_each(|part| doubtful |= concern(&part, watched, indices).parts());
+        while let Some(heard) = self.announcements.waiting() {
+            let mut doubtful = Parts::NONE;
+            match heard {
+                Ok(datagram) => parts(datagram).for_each(|part| {
+                    doubtful |= part.map_or(Parts::ALL, |part| concern(&part, watched, indices).parts());
+                }),
+                Err(_) => doubtful = Parts::ALL,
+            }
             belief.doubt(doubtful);
             self.news |= doubtful != Parts::NONE;
         }
     }
+}
 
-    /// Reads a datagram, if one is there; `false` when others were lost before it.
-    fn next(&mut self) -> Option<bool> {
-        self.buffer.clear();
-        self.buffer.reserve(64 << 10);
-        match self.socket.socket_ref().recv(&mut self.buffer, 0) {
-            Ok(_) => Some(true),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Some(false),
-            Err(_) => None,
+/// Compares a datagram with what is believed; whether somebody else has changed something. `own` marks our changes.
+fn hear(datagram: &[u8], own: u32, watched: &Watched, indices: &Indices, belief: &mut Belief) -> bool {
+    let mut news = false;
+    for part in parts(datagram) {
+        let Ok(part) = part else {
+            belief.doubt(Parts::ALL);
+            return true;
+        };
+        let foreign = part.port == 0 || part.port != own;
+        // Of a step of ours it is only of interest whether the kernel did just that.
+        if !foreign && belief.doubtful() == Parts::ALL {
+            continue;
         }
-    }
-
-    /// Compares a datagram with what is believed; whether somebody else has changed something.
-    fn hear(&self, watched: &Watched, indices: &Indices, belief: &mut Belief) -> bool {
-        let mut news = false;
-        for part in parts(&self.buffer) {
-            let foreign = part.port == 0 || part.port != self.own;
-            // Of a step of ours it is only of interest whether the kernel did just that.
-            if !foreign && belief.doubtful() == Parts::ALL {
-                continue;
+        let heard = match concern(&part, watched, indices) {
+            Concern::Nobody => false,
+            Concern::Entry(entry) => belief.hear(&entry),
+            Concern::Among(parts) => {
+                belief.doubt(parts);
+                true
             }
-            let heard = match concern(&part, watched, indices) {
-                Concern::Nobody => false,
-                Concern::Entry(entry) => belief.hear(&entry),
-                Concern::Among(parts) => {
-                    belief.doubt(parts);
-                    true
-                }
-            };
-            news |= foreign && heard;
-        }
-        news
+        };
+        news |= foreign && heard;
     }
+    news
 }
 
 impl Concern {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use rtnetlink::packet_route::AddressFamily;
+use netlink_packet_route::AddressFamily;
 
+use super::Rtnl;
 use super::read::{self, Indices};
-use super::socket::Rtnl;
 use crate::adapter::{ethtool, sysctl};
 use crate::plan::{Device, LinkState, Observed, Parts, Watched};
 
@@ -52,7 +52,7 @@ async fn links(
         }
         observed.links.extend(state.map(|state| (*device, state)));
     }
-    observed.leftovers = read::aliased(rtnl, |alias| watched.marks(alias)).await?;
+    observed.leftovers = read::aliased(&rtnl.list(&read::vxlan_links()).await?, |alias| watched.marks(alias));
     observed.leftovers.retain(|name| !watched.tunnels.values().any(|ours| ours == name));
     Ok(())
 }

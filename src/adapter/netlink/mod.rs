@@ -1,33 +1,45 @@
 //! The kernel's links, addresses, routes, neighbours and forwarding entries, by rtnetlink.
 
+pub mod blocking;
 mod cleanup;
+mod dialog;
 mod events;
 mod look;
 mod read;
-mod socket;
+pub mod socket;
 mod vxlan;
+pub mod wire;
 mod write;
 
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures_util::stream::TryStreamExt as _;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use nix::errno::Errno;
 use rtnetlink::Handle;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use tokio::sync::mpsc;
 
 use self::events::Events;
 use self::read::Indices;
-use self::socket::Rtnl;
+use self::socket::Socket;
 pub use self::vxlan::{kernel_has_vxlan, remove_vxlan};
+use self::wire::{Error, Rtnetlink, kind_of};
 use super::firewall::Firewall;
 use super::packet::tun::{TunDevice, TunOptions};
 use super::{ethtool, sysctl};
 use crate::plan::{Belief, Device, LinkChange, LinkKind, LinkSpec, LinkState, Observed, Op, Parts, Watched};
-use crate::ports::{Kernel, KernelError, Seen};
+use crate::ports::{FaultKind, Kernel, KernelError, Seen};
+
+/// What it takes to change the kernel's network, and to ask about nftables.
+pub(super) const CAPABILITY: &str = "the daemon needs CAP_NET_ADMIN";
+
+/// A connection to rtnetlink.
+type Rtnl = Socket<Rtnetlink>;
 
 /// Events come in bursts (a device that goes down takes its routes along); one look afterwards is enough.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -101,11 +113,7 @@ impl LinuxKernel {
     }
 
     fn open_tunnel(&mut self, device: Device, spec: &LinkSpec) -> Result<(), KernelError> {
-        let fail = |cause: String| KernelError {
-            doing: format!("open tunnel device {}", spec.name),
-            cause,
-            remedy: None,
-        };
+        let fail = |cause: String| KernelError::new(format!("open tunnel device {}", spec.name), cause);
         let slot = self.tun.as_mut().ok_or_else(|| fail("no data path was started for it".into()))?;
         // Two devices cannot have one name, and the old one stays for as long as a clone of it is alive.
         slot.device = None;
@@ -124,17 +132,14 @@ impl LinuxKernel {
                 Some(self.open_tunnel(*device, spec))
             }
             Op::SetLink { device, change: LinkChange::TxChecksum(on) } => {
-                Some(ethtool::set_tx_checksum(watched.name(*device), *on).map_err(|cause| KernelError {
-                    doing: op.describe(watched),
-                    cause: cause.to_string(),
-                    remedy: None,
-                }))
+                let done = ethtool::set_tx_checksum(watched.name(*device), *on);
+                Some(done.map_err(|cause| system_error(op.describe(watched), &cause)))
             }
             Op::SetLink { device, change: LinkChange::IgnoreRa } => {
-                Some(sysctl::ignore_ra(watched.name(*device)).map_err(|cause| KernelError {
-                    doing: op.describe(watched),
-                    cause: cause.to_string(),
+                let done = sysctl::ignore_ra(watched.name(*device));
+                Some(done.map_err(|cause| KernelError {
                     remedy: sysctl::remedy(&cause),
+                    ..system_error(op.describe(watched), &cause)
                 }))
             }
             Op::Firewall(op) => Some(self.firewall.apply(op).await),
@@ -161,11 +166,7 @@ impl Kernel for LinuxKernel {
             Ok(unannounced) => Ok(Seen { observed: self.belief.observed(), unannounced }),
             Err(cause) => {
                 self.belief.doubt(Parts::ALL);
-                Err(KernelError {
-                    doing: "read what the kernel holds".into(),
-                    cause: format!("{cause:#}"),
-                    remedy: None,
-                })
+                Err(unreadable(&cause))
             }
         }
     }
@@ -184,15 +185,14 @@ impl Kernel for LinuxKernel {
             }
             outcomes.push(outcome);
         }
-        let failed =
-            |op: &Op, cause: String| KernelError { doing: op.describe(&watched), cause, remedy: None };
-        match self.rtnl.write(requests).await {
+        let failed = |op: &Op, cause: String| KernelError::new(op.describe(&watched), cause);
+        match self.rtnl.write(&requests).await {
             Ok(answers) => {
                 for (&place, mut answer) in places.iter().zip(answers) {
                     let op = &ops[place];
                     if let Err(refusal) = &answer
                         && let Some(detour) = write::detour(op, refusal, &self.indices, &watched.alias)
-                        && let Ok(mut answers) = self.rtnl.write(detour.into()).await
+                        && let Ok(mut answers) = self.rtnl.write(&detour).await
                     {
                         answer = answers.pop().unwrap_or(answer);
                     }
@@ -246,6 +246,21 @@ impl Kernel for LinuxKernel {
         }
         tokio::time::sleep(SETTLE).await;
     }
+}
+
+/// Why the kernel could not be read, by the netlink error behind it.
+fn unreadable(cause: &anyhow::Error) -> KernelError {
+    let error = KernelError::new("read what the kernel holds", format!("{cause:#}"));
+    let Some(netlink) = cause.downcast_ref::<Error>() else { return error };
+    let kind = netlink.kind();
+    let remedy = (kind == FaultKind::NotPermitted).then_some(CAPABILITY);
+    KernelError { remedy, kind, errno: netlink.errno().map(|errno| errno as i32), ..error }
+}
+
+fn system_error(doing: String, cause: &io::Error) -> KernelError {
+    let errno = cause.raw_os_error();
+    let kind = errno.map_or(FaultKind::Other, |errno| kind_of(Errno::from_raw(errno)));
+    KernelError { kind, errno, ..KernelError::new(doing, cause.to_string()) }
 }
 
 /// Waits until a device takes router advertisements that took none, or the other way round.

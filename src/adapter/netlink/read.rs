@@ -4,21 +4,21 @@
 //! routes of somebody else are never sent to us.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 
 use encap::{MacAddr, Prefix, Vni};
-use rtnetlink::packet_route::address::AddressMessage;
-use rtnetlink::packet_route::link::{
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use rtnetlink::packet_route::route::{
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::socket::Rtnl;
+use super::Rtnl;
+use super::wire::Error;
 use super::{local_address, route_device};
 use crate::plan::{Device, Hop, LinkState, Observed, ROUTE_PROTOCOL, Route, RouteKey, Vxlan};
 
@@ -29,14 +29,14 @@ const PERMANENT: u16 = 0x80;
 pub(super) type Indices = BTreeMap<Device, u32>;
 
 /// A link by index.
-pub(super) async fn link_by_index(rtnl: &mut Rtnl, index: u32) -> io::Result<Option<LinkState>> {
+pub(super) async fn link_by_index(rtnl: &mut Rtnl, index: u32) -> Result<Option<LinkState>, Error> {
     let mut request = link_request();
     request.header.index = index;
     Ok(link(rtnl, request).await?.map(|(_, state)| state))
 }
 
 /// A link by name.
-pub(super) async fn link_by_name(rtnl: &mut Rtnl, name: &str) -> io::Result<Option<LinkState>> {
+pub(super) async fn link_by_name(rtnl: &mut Rtnl, name: &str) -> Result<Option<LinkState>, Error> {
     let mut request = link_request();
     request.attributes.push(LinkAttribute::IfName(name.to_owned()));
     Ok(link(rtnl, request).await?.map(|(_, state)| state))
@@ -48,24 +48,28 @@ fn link_request() -> LinkMessage {
     request
 }
 
-async fn link(rtnl: &mut Rtnl, request: LinkMessage) -> io::Result<Option<(String, LinkState)>> {
-    match rtnl.get(Message::GetLink(request)).await? {
+async fn link(rtnl: &mut Rtnl, request: LinkMessage) -> Result<Option<(String, LinkState)>, Error> {
+    match rtnl.find(&Message::GetLink(request)).await? {
         Some(Message::NewLink(link)) => Ok(Some(link_state(&link))),
         _ => Ok(None),
     }
 }
 
-/// VXLAN devices whose alias is one of ours, by name.
-pub(super) async fn aliased(rtnl: &mut Rtnl, ours: impl Fn(&str) -> bool) -> io::Result<BTreeSet<String>> {
+/// A request for all VXLAN devices.
+pub(super) fn vxlan_links() -> Message {
     let mut request = link_request();
     request.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]));
-    let all = rtnl.dump(&Message::GetLink(request)).await?;
-    let links = all.iter().filter_map(|message| match message {
+    Message::GetLink(request)
+}
+
+/// Those of them whose alias is one of ours, by name.
+pub(super) fn aliased(links: &[Message], ours: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let links = links.iter().filter_map(|message| match message {
         Message::NewLink(link) => Some(link_state(link)),
         _ => None,
     });
     let found = links.filter(|(_, state)| state.vxlan.is_some() && state.alias.as_deref().is_some_and(&ours));
-    Ok(found.map(|(name, _)| name).collect())
+    found.map(|(name, _)| name).collect()
 }
 
 fn link_state(message: &LinkMessage) -> (String, LinkState) {
@@ -130,10 +134,10 @@ pub(super) async fn addresses(
     device: Device,
     index: u32,
     observed: &mut Observed,
-) -> io::Result<()> {
+) -> Result<(), Error> {
     let mut request = AddressMessage::default();
     request.header.index = index;
-    for message in rtnl.dump(&Message::GetAddress(request)).await? {
+    for message in rtnl.list(&Message::GetAddress(request)).await? {
         if let Message::NewAddress(address) = message
             && address.header.index == index
             && let Some((ip, len)) = local_address(&address)
@@ -151,7 +155,7 @@ pub(super) async fn routes(
     by: Option<u32>,
     indices: &Indices,
     observed: &mut Observed,
-) -> io::Result<()> {
+) -> Result<(), Error> {
     let mut request = RouteMessage::default();
     request.header.address_family = family;
     request.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -159,7 +163,7 @@ pub(super) async fn routes(
         Some(index) => request.attributes.push(RouteAttribute::Oif(index)),
         None => request.header.protocol = ROUTE_PROTOCOL.into(),
     }
-    for message in rtnl.dump(&Message::GetRoute(request)).await? {
+    for message in rtnl.list(&Message::GetRoute(request)).await? {
         let Message::NewRoute(route) = message else { continue };
         let wanted = match by {
             Some(index) => route_device(&route) == Some(index),
@@ -228,11 +232,11 @@ pub(super) async fn neighbours(
     family: AddressFamily,
     (device, index): (Device, u32),
     observed: &mut Observed,
-) -> io::Result<()> {
+) -> Result<(), Error> {
     let mut request = NeighbourMessage::default();
     request.header.family = family;
     request.attributes.push(NeighbourAttribute::IfIndex(index));
-    for message in rtnl.dump(&Message::GetNeighbour(request)).await? {
+    for message in rtnl.list(&Message::GetNeighbour(request)).await? {
         if let Some((mac, ip)) = permanent(&message, index) {
             observed.neighbours.insert((device, ip), mac);
         }
@@ -245,11 +249,11 @@ pub(super) async fn fdb(
     rtnl: &mut Rtnl,
     (device, index): (Device, u32),
     observed: &mut Observed,
-) -> io::Result<()> {
+) -> Result<(), Error> {
     let mut request = NeighbourMessage::default();
     request.header.family = AddressFamily::Bridge;
     request.header.ifindex = index;
-    for message in rtnl.dump(&Message::GetNeighbour(request)).await? {
+    for message in rtnl.list(&Message::GetNeighbour(request)).await? {
         if let Some((mac, to)) = permanent(&message, index).filter(|(mac, _)| mac.is_unicast()) {
             observed.fdb.insert((device, mac, to));
         }

@@ -1,248 +1,226 @@
-//! One rtnetlink socket: filtered dumps, and writes in batches.
+//! A netlink socket that lets others run while it waits, and one that listens to what the kernel announces.
 //!
 //! Many requests go out in one datagram and the kernel works through them in order, one acknowledgement each; waiting
 //! for every answer before the next request would cost a wake-up per kernel object.
 
 use std::io;
+use std::marker::PhantomData;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
-use nix::errno::Errno;
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
-/// Requests on their way at once. Their acknowledgements (some 800 bytes each with the kernel's bookkeeping) have to
-/// fit a receive buffer of the default size, 208 kB.
-const BATCH: usize = 128;
+use super::blocking::{PATIENCE, connect, make_room, or_none, receive, understood};
+use super::dialog::{ATTEMPTS, Acknowledgements, Answer, BATCH, Dialog, Dump, Requests, Sequence};
+use super::wire::{Change, Error, Part, Protocol, Refusal, Rtnetlink};
 
-/// The kernel builds dumps in pieces of at most 32 kB.
-const BUFFER: usize = 64 << 10;
+/// Room for what a storm of changes says before the kernel drops some; a drop costs a look at everything.
+const STORM: usize = 4 << 20;
 
-/// Length of a netlink header.
-const HEADER: usize = 16;
-
-/// How often a dump that raced with a change is begun anew. What is read at last may lack a part or have one twice.
-const ATTEMPTS: usize = 3;
-
-/// An open connection to rtnetlink. One request or dump at a time.
-pub(super) struct Rtnl {
-    socket: TokioSocket,
+/// A connection to the kernel, one request at a time. A request that nobody waits for any more harms none after it.
+#[derive(Debug)]
+pub struct Socket<P> {
+    io: AsyncFd<netlink_sys::Socket>,
     port: u32,
-    sequence: u32,
+    sequence: Sequence,
     buffer: Vec<u8>,
     raced: bool,
+    protocol: PhantomData<P>,
 }
 
-/// Why the kernel refused a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) errno: Errno,
-    /// The kernel's own words, where it has some.
-    pub(super) text: Option<String>,
-}
-
-/// A request that changes something, with flags beside REQUEST and ACK.
-pub(super) type Request = (RouteNetlinkMessage, u16);
-
-impl Rtnl {
-    pub(super) fn open() -> io::Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        let inner = socket.socket_mut();
-        let port = inner.bind_auto()?.port_number();
-        inner.connect(&SocketAddr::new(0, 0))?;
-        inner.set_cap_ack(true)?;
-        inner.set_ext_ack(true)?;
-        // Linux 4.20. Without it the kernel sends everything, and what was not asked for is dropped here.
-        let _ = inner.set_netlink_get_strict_chk(true);
-        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(BUFFER), raced: false })
+impl<P: Protocol> Socket<P> {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// EPROTONOSUPPORT where the kernel does not have the protocol.
+    pub fn open() -> io::Result<Self> {
+        let mut io = netlink_sys::Socket::new(P::NUMBER)?;
+        let port = connect(&mut io)?;
+        io.set_non_blocking(true)?;
+        Ok(Self {
+            io: register(io)?,
+            port,
+            sequence: Sequence::default(),
+            buffer: Vec::new(),
+            raced: false,
+            protocol: PhantomData,
+        })
     }
 
     /// What the kernel marks our own changes with when it tells everybody about them.
-    pub(super) fn port(&self) -> u32 {
+    pub fn port(&self) -> u32 {
         self.port
     }
 
     /// Whether a dump since this was asked last may lack something, because it raced with changes to the end.
-    pub(super) fn has_raced(&mut self) -> bool {
+    pub fn has_raced(&mut self) -> bool {
         std::mem::take(&mut self.raced)
     }
 
-    /// The answer to a request for one object; `None` when there is no such object.
-    pub(super) async fn get(
+    /// Asks for one object; `None` when the answer is not one that `read` understands.
+    ///
+    /// # Errors
+    /// The kernel refuses, also because there is no such object.
+    pub async fn get<T>(
         &mut self,
-        message: RouteNetlinkMessage,
-    ) -> io::Result<Option<RouteNetlinkMessage>> {
-        let mut found = None;
-        match self.ask(message, 0, |object| found = Some(object)).await? {
-            Some(Errno::ENODEV | Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL) => Ok(None),
-            Some(errno) => Err(errno.into()),
-            None => Ok(found),
-        }
+        message: &P::Message,
+        read: impl FnMut(&Part<'_>) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let mut answer = Answer::new(read);
+        let requests = self.sequence.get(message);
+        self.converse(&requests, &mut answer).await?;
+        Ok(answer.found)
     }
 
-    /// All objects that match a request.
-    pub(super) async fn dump(
+    /// Asks for all objects that match, again where changes came in between. On a machine that never rests the last
+    /// look counts, and [`Socket::has_raced`] tells of it.
+    ///
+    /// # Errors
+    /// The kernel refuses, or breaks off.
+    pub async fn dump<T>(
         &mut self,
-        message: &RouteNetlinkMessage,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        message: &P::Message,
+        read: impl FnMut(&Part<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let mut dump = Dump::new(read);
         let mut attempt = 1;
         loop {
-            let mut found = Vec::new();
-            match self.ask(message.clone(), NLM_F_DUMP, |object| found.push(object)).await {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < ATTEMPTS => {
-                    attempt += 1;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    self.raced = true;
-                    return Ok(found);
-                }
-                Err(error) => return Err(error),
-                // Nothing there, or a filter by a device that has just gone.
-                Ok(Some(Errno::ENODEV | Errno::ENOENT)) => return Ok(Vec::new()),
-                Ok(Some(errno)) => return Err(errno.into()),
-                Ok(None) => return Ok(found),
+            dump.begin_anew();
+            let requests = self.sequence.dump(message);
+            let heard = self.converse(&requests, &mut dump).await;
+            if attempt == ATTEMPTS || !dump.is_to_be_repeated(&heard) {
+                self.raced |= dump.raced;
+                return heard.map(|()| dump.found);
             }
+            attempt += 1;
         }
     }
 
-    /// Sends one request and reads to the end of its answer. `Interrupted` says that a dump raced with a change.
-    async fn ask(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-        mut each: impl FnMut(RouteNetlinkMessage),
-    ) -> io::Result<Option<Errno>> {
-        let mut bytes = Vec::new();
-        let sequence = self.append(&mut bytes, message, NLM_F_REQUEST | flags);
-        self.socket.send(&bytes).await?;
-        let mut raced = false;
-        loop {
-            self.receive().await?;
-            for part in parts(&self.buffer).filter(|part| part.sequence == sequence) {
-                raced |= part.flags & NLM_F_DUMP_INTR != 0;
-                match part.kind {
-                    NLMSG_ERROR => return Ok(part.refusal().map(|refusal| refusal.errno)),
-                    NLMSG_DONE if raced => return Err(io::ErrorKind::Interrupted.into()),
-                    NLMSG_DONE => return Ok(None),
-                    // An object that the library cannot read is none that we could have made.
-                    _ => {
-                        if let Some(object) = part.object() {
-                            each(object);
-                        }
-                        if flags & NLM_F_DUMP == 0 {
-                            return Ok(None);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Carries out requests, each whatever becomes of the others; the outcomes are in their order.
-    pub(super) async fn write(&mut self, requests: Vec<Request>) -> io::Result<Vec<Result<(), Refusal>>> {
-        let mut outcomes = Vec::with_capacity(requests.len());
-        let mut left = requests.into_iter().peekable();
-        while left.peek().is_some() {
-            let mut bytes = Vec::with_capacity(BUFFER);
-            let first = self.sequence.wrapping_add(1);
-            let mut sent = 0;
-            for (message, flags) in left.by_ref().take(BATCH) {
-                self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags);
-                sent += 1;
-            }
-            self.socket.send(&bytes).await?;
-            let mut answers: Vec<Option<Result<(), Refusal>>> = vec![None; sent];
-            while answers.iter().any(Option::is_none) {
-                self.receive().await?;
-                for part in parts(&self.buffer).filter(|part| part.kind == NLMSG_ERROR) {
-                    let place = part.sequence.wrapping_sub(first) as usize;
-                    if let Some(answer) = answers.get_mut(place) {
-                        *answer = Some(part.refusal().map_or(Ok(()), Err));
-                    }
-                }
-            }
-            outcomes.extend(answers.into_iter().flatten());
+    /// Carries out changes, each whatever becomes of the others; the outcomes are in their order.
+    ///
+    /// # Errors
+    /// The socket failed; what became of the changes is not known.
+    pub async fn write(&mut self, changes: &[Change<P>]) -> Result<Vec<Result<(), Refusal>>, Error> {
+        let mut outcomes = Vec::with_capacity(changes.len());
+        for batch in changes.chunks(BATCH) {
+            let requests = self.sequence.batch::<P>(batch);
+            let mut answers = Acknowledgements::new(&requests);
+            let heard = self.converse(&requests, &mut answers).await;
+            outcomes.extend(answers.after(heard)?);
         }
         Ok(outcomes)
     }
 
-    fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) -> u32 {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let start = bytes.len();
-        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
-        message.serialize(&mut bytes[start..]);
-        self.sequence
-    }
-
-    async fn receive(&mut self) -> io::Result<()> {
-        self.buffer.clear();
-        self.buffer.reserve(BUFFER);
-        self.socket.recv(&mut self.buffer).await
-    }
-}
-
-/// One netlink message of a datagram.
-pub(super) struct Part<'a> {
-    pub(super) kind: u16,
-    flags: u16,
-    sequence: u32,
-    /// Who caused it; 0 is the kernel.
-    pub(super) port: u32,
-    bytes: &'a [u8],
-}
-
-impl Part<'_> {
-    pub(super) fn payload(&self) -> &[u8] {
-        self.bytes.get(HEADER..).unwrap_or_default()
-    }
-
-    /// The object that it carries; `None` when the library cannot read it.
-    pub(super) fn object(&self) -> Option<RouteNetlinkMessage> {
-        match NetlinkMessage::deserialize(self.bytes).ok()?.payload {
-            NetlinkPayload::InnerMessage(object) => Some(object),
-            _ => None,
+    async fn converse(&mut self, requests: &Requests, dialog: &mut impl Dialog) -> Result<(), Error> {
+        // What is left of an answer that nobody waited for.
+        while !matches!(
+            understood(receive(self.io.get_ref(), &mut self.buffer, 0)),
+            Err(Error::Silent | Error::Socket(_))
+        ) {}
+        make_room(self.io.get_ref(), requests);
+        self.io.async_io(Interest::WRITABLE, |io| io.send(&requests.bytes, 0)).await?;
+        let mut lost = false;
+        loop {
+            let heard = if lost {
+                // Those of the answers that were not lost are there already.
+                understood(receive(self.io.get_ref(), &mut self.buffer, 0))
+            } else {
+                self.receive().await
+            };
+            match heard {
+                Ok(()) if dialog.hear(requests, &self.buffer)? => return Ok(()),
+                // A long dump is always there to be read on. Others have something to do too.
+                Ok(()) => tokio::task::yield_now().await,
+                Err(Error::Overrun) => lost = true,
+                Err(Error::Silent) if lost => return Err(Error::Overrun),
+                Err(error) => return Err(error),
+            }
         }
     }
 
-    /// Of an acknowledgement: why the request was refused; `None` when it was carried out.
-    fn refusal(&self) -> Option<Refusal> {
-        let (code, rest) = self.payload().split_first_chunk::<4>()?;
-        let code = i32::from_ne_bytes(*code);
-        // The kernel repeats the request's header, and all of the request unless it says that it did not.
-        let request = rest.first_chunk::<4>().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
-        let skipped = if self.flags & NLM_F_CAPPED != 0 { HEADER } else { request.next_multiple_of(4) };
-        let text = || message(rest.get(skipped..)?);
-        let text = (self.flags & NLM_F_ACK_TLVS != 0).then(text).flatten();
-        (code != 0).then(|| Refusal { errno: Errno::from_raw(code.wrapping_neg()), text })
+    async fn receive(&mut self) -> Result<(), Error> {
+        let buffer = &mut self.buffer;
+        let datagram = self.io.async_io(Interest::READABLE, |io| receive(io, buffer, 0));
+        tokio::time::timeout(PATIENCE, datagram).await.map_or(Err(Error::Silent), understood)
     }
 }
 
-/// `NLMSGERR_ATTR_MSG`: the first of the attributes behind an error, where the kernel says more than a number.
-fn message(attributes: &[u8]) -> Option<String> {
-    const KIND: u16 = 1;
-    let (&[l0, l1, t0, t1], _) = attributes.split_first_chunk::<4>()?;
-    let text = attributes.get(4..usize::from(u16::from_ne_bytes([l0, l1])))?;
-    let text = text.strip_suffix(b"\0").unwrap_or(text);
-    (u16::from_ne_bytes([t0, t1]) == KIND).then(|| String::from_utf8_lossy(text).into_owned())
+impl Socket<Rtnetlink> {
+    /// The answer to a request for one object; `None` when there is no such object.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason.
+    pub async fn find(
+        &mut self,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Option<RouteNetlinkMessage>, Error> {
+        match self.get(message, |part| part.object()).await {
+            Err(Error::Refused(refusal)) if refusal.is_absence() => Ok(None),
+            answer => answer,
+        }
+    }
+
+    /// All objects that match a request; none where a device of the request has just gone.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason, or breaks off.
+    pub async fn list(&mut self, message: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        or_none(self.dump(message, |part| part.object()).await)
+    }
 }
 
-/// The messages of a datagram.
-pub(super) fn parts(datagram: &[u8]) -> impl Iterator<Item = Part<'_>> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*rest.first_chunk::<4>()?) as usize;
-        let bytes = rest.get(..length).filter(|_| length >= HEADER)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
-        Some(Part { kind: half(4), flags: half(6), sequence: word(8), port: word(12), bytes })
-    })
+/// What the kernel announces to everybody.
+#[derive(Debug)]
+pub struct Announcements<P> {
+    io: AsyncFd<netlink_sys::Socket>,
+    buffer: Vec<u8>,
+    protocol: PhantomData<P>,
+}
+
+impl<P: Protocol> Announcements<P> {
+    /// Subscribes to groups of announcements, by number.
+    ///
+    /// # Errors
+    /// EPROTONOSUPPORT where the kernel does not have the protocol.
+    pub fn subscribe(groups: &[u32]) -> io::Result<Self> {
+        let mut io = netlink_sys::Socket::new(P::NUMBER)?;
+        // Best effort: with the smaller buffer announcements are lost, and everything is looked at, more often.
+        let _ = setsockopt(&io, sockopt::RcvBufForce, &STORM);
+        io.bind_auto()?;
+        for group in groups {
+            io.add_membership(*group)?;
+        }
+        io.set_non_blocking(true)?;
+        Ok(Self { io: register(io)?, buffer: Vec::new(), protocol: PhantomData })
+    }
+
+    /// Waits for the next datagram.
+    ///
+    /// # Errors
+    /// [`Error::Overrun`] when announcements were lost; the next ones can be read.
+    pub async fn next(&mut self) -> Result<&[u8], Error> {
+        let buffer = &mut self.buffer;
+        understood(self.io.async_io(Interest::READABLE, |io| receive(io, buffer, 0)).await)?;
+        Ok(&self.buffer)
+    }
+
+    /// The next datagram, if one is there.
+    ///
+    /// # Errors
+    /// As [`Announcements::next`].
+    pub fn waiting(&mut self) -> Option<Result<&[u8], Error>> {
+        match understood(receive(self.io.get_ref(), &mut self.buffer, 0)) {
+            Ok(()) => Some(Ok(&self.buffer)),
+            Err(Error::Silent | Error::Socket(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "tokio cannot see that the socket keeps its descriptor")]
+fn register(io: netlink_sys::Socket) -> io::Result<AsyncFd<netlink_sys::Socket>> {
+    // SAFETY: the socket owns its descriptor and closes it only when it is dropped, and nothing can put another
+    // socket into its place: no mutable reference to it is ever taken.
+    unsafe { AsyncFd::register(io) }.map_err(io::Error::from)
 }

@@ -3,24 +3,26 @@
 use std::net::IpAddr;
 
 use encap::MacAddr;
-use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use rtnetlink::packet_route::route::{
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use nix::errno::Errno;
 
+use super::CAPABILITY;
 use super::read::Indices;
-use super::socket::{Refusal, Request};
+use super::wire::{Change, Refusal, Rtnetlink, kind_of};
 use crate::plan::{Device, Hop, LinkChange, LinkKind, Op, Route, RouteKey, Vxlan, Watched};
 use crate::ports::KernelError;
+
+/// A request for one step.
+type Request = Change<Rtnetlink>;
 
 /// The request for one step; `None` when it needs none, or its device is not there.
 pub(super) fn request(op: &Op, indices: &Indices, alias: &str) -> Option<Request> {
@@ -204,17 +206,13 @@ fn route_message(key: &RouteKey, route: &Route, indices: &Indices) -> Option<Rou
 
 /// Turns a refusal into an error for people, or into success when the kernel is as the step would leave it.
 pub(super) fn judge(op: &Op, refusal: &Refusal, watched: &Watched) -> Result<(), KernelError> {
-    let gone = matches!(
-        refusal.errno,
-        Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO
-    );
     match op {
         Op::RemoveLink { .. }
         | Op::RemoveAddress { .. }
         | Op::RemoveFdb { .. }
         | Op::RemoveNeighbour { .. }
         | Op::RemoveRoute { .. }
-            if gone =>
+            if refusal.is_absence() =>
         {
             Ok(())
         }
@@ -223,16 +221,13 @@ pub(super) fn judge(op: &Op, refusal: &Refusal, watched: &Watched) -> Result<(),
 }
 
 fn explain(op: &Op, refusal: &Refusal, watched: &Watched) -> KernelError {
-    let says = match &refusal.text {
-        Some(text) => format!("{} ({text})", refusal.errno.desc()),
-        None => refusal.errno.desc().to_owned(),
-    };
+    let says = refusal.to_string();
     let onlink = matches!(
         op,
         Op::PutRoute { route: Route { hop: Hop::Gateway { device: Device::External, .. }, .. }, .. }
     );
     let (cause, remedy) = match (refusal.errno, op) {
-        (Errno::EPERM, _) => (says, Some("the daemon needs CAP_NET_ADMIN")),
+        (Errno::EPERM, _) => (says, Some(CAPABILITY)),
         (Errno::EEXIST, Op::PutRoute { .. }) => (
             "there is a route to this network by another device".into(),
             Some("`ip route show` names it; remove it, or choose another Network"),
@@ -253,5 +248,6 @@ fn explain(op: &Op, refusal: &Refusal, watched: &Watched) -> KernelError {
         ),
         _ => (says, None),
     };
-    KernelError { doing: op.describe(watched), cause, remedy }
+    let (kind, errno) = (kind_of(refusal.errno), Some(refusal.errno as i32));
+    KernelError { remedy, kind, errno, ..KernelError::new(op.describe(watched), cause) }
 }
