@@ -28,3 +28,6 @@ page!(operations, include_str!("docs/operations.md"));
 page!(metrics, include_str!("docs/metrics.md"));
 page!(design, include_str!("docs/design.md"));
 page!(changelog, include_str!("docs/changelog.md"));
+
+#[cfg(test)]
+mod tests;

@@ -269,7 +269,7 @@ impl DaemonArgs {
 }
 
 /// The command with every flag in place.
-pub(super) fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     let mut command = Cli::command().mut_args(|arg| if is_boolean(&arg) { go_boolean(arg) } else { arg });
     command.build();
     command

@@ -16,6 +16,8 @@ mod offload;
 mod values;
 
 pub use annotation_prefix::{AnnotationPrefix, AnnotationPrefixError};
+#[cfg(test)]
+pub(crate) use cli::command as command_line;
 pub use cli::{
     CleanupArgs, DaemonArgs, EtcdArgs, InstallConfArgs, KlogArgs, LogFormat, LogLevelArgs, OutputFormat,
     RoutesArgs, SocketArgs, VerifyArgs,

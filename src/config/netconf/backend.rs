@@ -139,6 +139,12 @@ const VXLAN_KEYS: &[&str] = &[
 ];
 const HOST_GW_KEYS: &[&str] = &["Type", "Name", "DNSServerList"];
 
+/// The keys of each backend, for the test of the manual.
+#[cfg(test)]
+pub(crate) fn keys() -> [(&'static str, &'static [&'static str]); 3] {
+    [("udp", UDP_KEYS), ("vxlan", VXLAN_KEYS), ("host-gw", HOST_GW_KEYS)]
+}
+
 impl BackendConf {
     /// What flannel runs when `Backend` is absent.
     pub(super) const DEFAULT: Self = Self::Udp { port: UDP_PORT };

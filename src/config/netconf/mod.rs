@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use encap::{Prefix, SourceCheck};
 
+#[cfg(test)]
+pub(crate) use backend::keys as backend_keys;
 pub use backend::{BackendConf, ChecksumOffload, InterfaceMismatch, TunnelMtuError, VxlanConf, VxlanMode};
 pub use error::{NetConfError, Warning};
 use json::Json;
@@ -76,6 +78,12 @@ const KEYS: &[&str] = &[
     "PartialChecksum",
     "Backend",
 ];
+
+/// The keys of the file, for the test of the manual.
+#[cfg(test)]
+pub(crate) fn keys() -> &'static [&'static str] {
+    KEYS
+}
 
 impl NetConf {
     /// Reads the text of a net-conf.json.
