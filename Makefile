@@ -14,10 +14,12 @@ LAB_ENV = FLANNELD_BIN=$(abspath $(BUILD)/flanneld) XDG_CACHE_HOME=$(or $(XDG_CA
   $(foreach name,KUBEBUILDER_ASSETS LODEN_ETCD34 DEMO_SOURCE BACKEND SOAK_MINUTES,$(if $($(name)),$(name)=$($(name))))
 # Tests end tasks of the real flanneld on purpose. A release build refuses that, and is tested to have no way for it.
 FAULTS = $(if $(filter dev,$(PROFILE)),--features loden/fault-points)
+# Tests and the flanneld that they start are built alike, so that cargo does not build the crate twice.
+WITH = --profile $(PROFILE) --workspace $(FAULTS)
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup machinery demo scale cluster-machinery cluster-check cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-kernel bench-net soak cover image install cleanup clean
+.PHONY: help setup machinery suites demo scale cluster-machinery cluster-check cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-kernel bench-net soak cover image install cleanup clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,15 +72,26 @@ scale: machinery ## five thousand Nodes on a real API server and what one daemon
 	@$(SUDO) env $(LAB_ENV) SCALE_OUT=$(abspath $(TARGET))/scale $(foreach name,SCALE_NODES SCALE_SECONDS,$(if $($(name)),$(name)=$($(name)))) $(BUILD)/scale
 
 test: machinery ## everything: unit, property, fuzz replay, networks in namespaces
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld $(FAULTS)
-	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast $(FAULTS) $(AS_ROOT)
+	$(CARGO) build $(WITH) --bin flanneld
+	$(LAB_ENV) $(CARGO) test $(WITH) --no-fail-fast $(AS_ROOT)
 
 unit: setup ## tests that need no network
 	$(CARGO) test --profile $(PROFILE) --workspace --exclude integration --no-fail-fast
 
-integration: machinery ## a real flanneld in real networks; T=repair runs one file
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld $(FAULTS)
-	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) -p integration --no-fail-fast $(AS_ROOT) $(if $(T),--test $(T))
+# A suite is a file of checks in integration/tests/<group>/, and each group is one test binary.
+SUITES = $(patsubst integration/tests/%,%,$(filter-out %/main.rs,$(wildcard integration/tests/*/*.rs)) \
+  $(patsubst %/mod.rs,%.rs,$(wildcard integration/tests/*/*/mod.rs)))
+SUITE = $(firstword $(subst ::, ,$(T)))
+GROUP = $(patsubst %/,%,$(dir $(filter %/$(SUITE).rs,$(SUITES))))
+ONLY = $(if $(T),--test $(or $(GROUP),$(SUITE)) $(if $(GROUP),-- '$(if $(findstring ::,$(T)),$(T),$(T)::)'))
+
+integration: machinery ## a real flanneld in real networks; T=repair runs one suite, T=repair::mtu some of its checks, T=kernel a group
+	$(CARGO) build $(WITH) --bin flanneld
+	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) -p integration --no-fail-fast $(AS_ROOT) $(or $(ONLY),--test '*')
+
+suites: ## list the groups of integration tests and their suites
+	@$(foreach group,$(sort $(dir $(SUITES))),echo '$(group:/=): $(basename $(notdir $(filter $(group)%,$(SUITES))))';)
+
 
 fuzz-replay: ## every input the fuzzers ever found, once
 	$(CARGO) test --profile $(PROFILE) -p encap fuzz_replay
@@ -110,7 +123,7 @@ soak: PROFILE = release
 soak: SOAK_MINUTES = $(or $(MINUTES),10)
 soak: setup ## ten minutes of bulk, bursts and small packets over offloads: memory flat, counters consistent; MINUTES=1 for less
 	$(CARGO) build --release -p loden --bin flanneld
-	$(LAB_ENV) $(CARGO) test -p integration --test offload $(AS_ROOT) -- soak
+	$(LAB_ENV) $(CARGO) test -p integration --test userspace $(AS_ROOT) -- 'offload::soak'
 
 cover: setup ## line coverage of the tests that need no network, as HTML
 	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || { echo 'cover needs cargo-llvm-cov: cargo install cargo-llvm-cov'; exit 1; }

@@ -1,0 +1,10 @@
+//! Rules of the firewall and of conntrack: in every home, byte for byte, and who may send into a tunnel.
+
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
+mod conntrack;
+mod rules;
+mod rules_modes;
+mod vxlan_doors;
+
+integration::group!(rules, rules_modes, vxlan_doors, conntrack);

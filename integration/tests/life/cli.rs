@@ -1,0 +1,224 @@
+//! What people type: routes, log-level, help, version, and the health endpoint behind them.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use anyhow::{Context, Result, ensure};
+use integration::daemon::binary;
+use integration::fixture::Two;
+use integration::netns::Netns;
+use integration::probe::udp;
+use integration::suite::{Checks, Notes, Suite};
+use integration::topology::Node;
+use integration::wait;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+pub(super) fn suite() -> Checks {
+    Suite::<Two>::new()
+        .check("routes prints a table for people", table)
+        .check("routes -o json counts packets, bytes and the time last seen", json)
+        .check("log-level changes what is logged, and refuses nonsense", log_level)
+        .check("logs are JSON lines on demand", json_log)
+        .check("health, readiness and metrics answer over HTTP", http)
+        .check("the metrics tell what was carried", metrics)
+        .check("without a daemon the commands say so", no_daemon)
+        .check("help: exit 0, lists flags and subcommands", help)
+        .check("version: exit 0, on standard error", version)
+        .check("install-conf copies a CNI configuration, under its own name too", install_conf)
+        .check("install-conf leaves the target as it is when the source is no good", install_conf_refuses)
+        .checks()
+}
+
+fn node(two: &Two) -> Result<&Node> {
+    two.0.node("n1")
+}
+
+/// Ten echoes of 100 bytes each way.
+fn talk(two: &Two) -> Result<()> {
+    let (from, to) = (two.0.pod("n1.a")?, two.0.pod("n2.a")?);
+    (0..10).try_for_each(|_| udp::echo(from.ns(), to.ip(), 100).map(|_| ()))
+}
+
+fn table(two: &mut Two, _: &Notes) -> Result<()> {
+    talk(two)?;
+    let text = node(two)?.flanneld(&["routes"])?.run()?;
+    ensure!(!text.contains('\u{1b}'), "colour in a pipe: {text}");
+    for part in ["n1", "n2", "192.168.77.2", "10.244.2.0/24", "active", "flannel0", "1472", "udp"] {
+        ensure!(text.contains(part), "`{part}` is missing in\n{text}");
+    }
+    Ok(())
+}
+
+fn json(two: &mut Two, _: &Notes) -> Result<()> {
+    let peer = || node(two)?.route("n2")?.context("no row for n2");
+    let before = peer()?;
+    talk(two)?;
+    let after = wait::until("the counters have grown", || {
+        let row = peer()?;
+        let grown = |way: &str| Some(row[way]["packets"].as_u64()? - before[way]["packets"].as_u64()?);
+        Ok((grown("tx") >= Some(10) && grown("rx") >= Some(10)).then_some(row))
+    });
+    let row = after?.0;
+    let grown = |way: &str, what: &str| Some(row[way][what].as_u64()? - before[way][what].as_u64()?);
+    ensure!(grown("tx", "packets") == Some(10) && grown("rx", "packets") == Some(10), "{before} then {row}");
+    // IP and UDP headers and the word `echo ` on the way there; the way back is without the word.
+    ensure!(
+        grown("tx", "bytes") == Some(10 * 128) && grown("rx", "bytes") == Some(10 * 123),
+        "{before} then {row}"
+    );
+    ensure!(row["last_seen_seconds_ago"].as_u64().is_some_and(|ago| ago < 60), "{row}");
+    ensure!(row["last_seen"].as_str().is_some_and(|at| at.ends_with('Z')), "{row}");
+    Ok(())
+}
+
+fn log_level(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let daemon = node.daemon()?;
+    node.flanneld(&["log-level", "debug"])?.run()?;
+    daemon.wait_log("log level changed")?;
+    // Following the underlay is no repair, and its steps are news for those who debug only.
+    node.ns().ip("link set eth0 mtu 1400")?;
+    daemon.wait_log("DEBUG")?;
+    node.flanneld(&["log-level", "info"])?.run()?;
+    node.ns().ip("link set eth0 mtu 1500")?;
+    let bad = node.flanneld(&["log-level", "loud=very"])?.output()?;
+    let said = String::from_utf8_lossy(&bad.stderr);
+    ensure!(!bad.status.success() && said.contains("very"), "{}: {said}", bad.status);
+    wait::until_true("ready", || Ok(daemon.get("/readyz")?.status == 200))?;
+    Ok(())
+}
+
+fn json_log(two: &mut Two, _: &Notes) -> Result<()> {
+    two.0.node_mut("n2")?.stop_daemon(Signal::SIGTERM)?;
+    let daemon = two.0.launch("n2")?.set("--log-format", "json").spawn()?;
+    two.0.node_mut("n2")?.adopt(daemon).wait_ready()?;
+    let log = two.0.node("n2")?.daemon()?.log()?;
+    for line in log.lines() {
+        let event: Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
+        ensure!(event["level"].is_string() && event["timestamp"].is_string(), "{line}");
+    }
+    ensure!(log.lines().count() > 3, "{log}");
+    Ok(())
+}
+
+fn http(two: &mut Two, _: &Notes) -> Result<()> {
+    let daemon = node(two)?.daemon()?;
+    let healthy = daemon.get("/healthz")?;
+    ensure!((healthy.status, healthy.body.as_str()) == (200, "flanneld is running"), "{healthy:?}");
+    let ready = daemon.get("/readyz")?;
+    ensure!((ready.status, ready.body.as_str()) == (200, "flanneld is ready"), "{ready:?}");
+    ensure!(daemon.get("/nothing-here")?.status == 404);
+    Ok(())
+}
+
+fn metrics(two: &mut Two, _: &Notes) -> Result<()> {
+    let daemon = node(two)?.daemon()?;
+    let before = daemon.metrics()?;
+    talk(two)?;
+    let after = daemon.metrics()?;
+    let grown = |name: &str, way: &str| {
+        after.sum(name, &[("direction", way)]) - before.sum(name, &[("direction", way)])
+    };
+    ensure!(grown("loden_packets_total", "tx") == 10.0 && grown("loden_packets_total", "rx") == 10.0);
+    ensure!(grown("loden_bytes_total", "tx") == 1280.0 && grown("loden_bytes_total", "rx") == 1230.0);
+    ensure!(after.sum("loden_leases", &[]) == 2.0 && after.sum("loden_build_info", &[]) == 1.0);
+    for reason in ["bad_packet", "no_route", "own_prefix", "too_big", "family_unsupported", "unknown_sender"]
+    {
+        ensure!(
+            after.has("loden_drops_total", &[("reason", reason)]),
+            "no series for {reason} before the first drop"
+        );
+    }
+    for object in ["link", "address", "route", "mtu", "firewall"] {
+        ensure!(after.has("loden_repairs_total", &[("object", object)]), "no series for repairs of {object}");
+    }
+    let foreign: Vec<_> = after
+        .names()
+        .into_iter()
+        .filter(|name| !name.starts_with("loden_") && !name.starts_with("process_"))
+        .collect();
+    ensure!(foreign.is_empty(), "names that do not begin with loden_: {foreign:?}");
+    Ok(())
+}
+
+fn no_daemon(_: &mut Two, _: &Notes) -> Result<()> {
+    let nowhere = Netns::new("nowhere")?;
+    for subcommand in [&["routes"][..], &["log-level", "debug"]] {
+        let output = nowhere
+            .command(binary()?)
+            .args(subcommand)
+            .args(["--subnet-file", "/run/lab/nowhere/subnet.env"])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1), "{subcommand:?} ended with {}", output.status);
+        ensure!(said.contains("/run/lab/nowhere") && said.contains("--subnet-file"), "{said}");
+    }
+    Ok(())
+}
+
+fn help(_: &mut Two, _: &Notes) -> Result<()> {
+    let nowhere = Netns::new("nowhere")?;
+    for flag in ["--help", "-help", "-h"] {
+        let output = nowhere.command(binary()?).arg(flag).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(0), "{flag} ended with {}", output.status);
+        for part in
+            ["--nodes-file", "--iface", "--subnet-file", "--ip-masq", "routes", "cleanup", "log-level"]
+        {
+            ensure!(text.contains(part), "`{part}` is missing in {flag}:\n{text}");
+        }
+    }
+    Ok(())
+}
+
+fn version(_: &mut Two, _: &Notes) -> Result<()> {
+    let nowhere = Netns::new("nowhere")?;
+    for flag in ["--version", "-version", "--version=true"] {
+        let output = nowhere.command(binary()?).arg(flag).output()?;
+        ensure!(output.status.code() == Some(0) && output.stdout.is_empty(), "{flag}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(said.contains(env!("CARGO_PKG_VERSION")), "{flag}: {said}");
+    }
+    Ok(())
+}
+
+const CNI: &str = r#"{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel"}]}"#;
+
+fn install_conf(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let (source, target) = (node.dir().join("cni-conf.json"), node.dir().join("net.d/10-flannel.conflist"));
+    std::fs::write(&source, CNI)?;
+    let helper = node.dir().join("install-conf");
+    std::os::unix::fs::symlink(binary()?, &helper)?;
+    for (program, arguments) in [(binary()?, &["install-conf"][..]), (&*helper, &[])] {
+        let command = node.ns().command(program).args(arguments);
+        let output = command.arg(&source).arg(&target).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        ensure!(std::fs::read_to_string(&target)? == CNI);
+        let left: Vec<_> = std::fs::read_dir(node.dir().join("net.d"))?.collect::<Result<_, _>>()?;
+        ensure!(left.len() == 1, "{left:?}");
+        let mode = std::fs::metadata(&target)?.permissions().mode();
+        ensure!(mode & 0o777 == 0o644, "mode {mode:o}");
+        std::fs::remove_file(&target)?;
+    }
+    Ok(())
+}
+
+fn install_conf_refuses(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let (source, target) = (node.dir().join("bad.json"), node.dir().join("10-flannel.conflist"));
+    std::fs::write(&source, "{\"name\": ")?;
+    std::fs::write(&target, CNI)?;
+    for (arguments, code, parts) in [
+        (vec![source.clone(), target.clone()], 1, &["bad.json", "not JSON", "stays as it is"][..]),
+        (vec!["/nonexistent".into(), target.clone()], 1, &["/nonexistent"]),
+        (vec![source], 2, &["TARGET"]),
+    ] {
+        let output = node.ns().command(binary()?).arg("install-conf").args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(code), "{} {said}", output.status);
+        ensure!(parts.iter().all(|part| said.contains(part)), "{parts:?} are missing in: {said}");
+        ensure!(std::fs::read_to_string(&target)? == CNI);
+    }
+    Ok(())
+}
