@@ -31,7 +31,7 @@ const VXLAN: &str = r#"{"Type": "vxlan"}"#;
 
 pub(super) fn suite() -> Checks {
     if !cfg!(debug_assertions) {
-        return Suite::<Two>::new().check("what is shipped has no fault points", shipped).main();
+        return Suite::<Two>::new().check("what is shipped has no fault points", shipped).checks();
     }
     Suite::<()>::new()
         .check("a task that ends takes the daemon along, and pods notice nothing", |(), notes| tasks(notes))
