@@ -23,10 +23,13 @@ macro_rules! group {
     };
 }
 
+/// A suite by name, and what makes its list of checks.
+type Named = (&'static str, fn() -> Checks);
+
 /// The suites of one test binary. Made by [`crate::group!`].
 #[derive(Default)]
 pub struct Group {
-    suites: Vec<(&'static str, fn() -> Checks)>,
+    suites: Vec<Named>,
 }
 
 impl Group {

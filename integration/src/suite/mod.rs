@@ -132,13 +132,15 @@ impl<S: Setup> Default for Suite<S> {
     }
 }
 
+/// Runs the check with this number.
+type Runner = Box<dyn FnMut(usize, &Notes) -> Result<()>>;
+
 /// The checks of a suite, whatever it is that they share.
 pub struct Checks {
     /// In the order in which they run.
     names: Vec<String>,
     needs_daemon: bool,
-    /// Runs the check with this number.
-    run: Box<dyn FnMut(usize, &Notes) -> Result<()>>,
+    run: Runner,
 }
 
 fn run<S: Setup>(

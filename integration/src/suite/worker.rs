@@ -66,7 +66,7 @@ impl Worker {
     /// # Errors
     /// When the process ended on the way. A check that failed is no error of this function: it is in the answer.
     pub(super) fn check(&mut self, number: usize) -> Result<(Vec<String>, Option<String>)> {
-        say(self.link.get_mut(), &Order(number)).or_else(|_| Err(self.ended()))?;
+        say(self.link.get_mut(), &Order(number)).map_err(|_| self.ended())?;
         match self.hear()? {
             Answer::Over { notes, failure } => Ok((notes, failure)),
             Answer::Entered | Answer::CannotRun(_) => {
