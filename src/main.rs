@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use loden::config::{self, Command, LogFormat, Parsed, Run};
-use loden::{commands, daemon, telemetry};
+use loden::{adapter, commands, daemon, telemetry};
 
 /// How long files that are being written may take once the daemon has ended.
 const LAST_WRITES: Duration = Duration::from_millis(300);
@@ -52,6 +52,9 @@ fn serve(run: Run, warnings: &[String]) -> ExitCode {
     };
     for warning in warnings {
         tracing::warn!("{warning}");
+    }
+    if let Err(error) = adapter::descriptors::raise_limit() {
+        tracing::warn!("{error:#}");
     }
     match catch_unwind(AssertUnwindSafe(|| block_on(daemon::run(run, log)))) {
         Ok(Ok(())) => ExitCode::SUCCESS,

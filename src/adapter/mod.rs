@@ -2,8 +2,10 @@
 #![expect(clippy::disallowed_methods, reason = "this is the floor that owns the side effects")]
 
 pub mod cache;
+mod clients;
 pub mod control;
 pub mod cpus;
+pub mod descriptors;
 pub mod ethtool;
 #[cfg(feature = "fault-points")]
 mod fault;

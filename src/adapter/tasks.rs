@@ -175,13 +175,16 @@ pub async fn run<F: Future<Output: Ending>>(name: &str, body: F) -> Cause {
     AssertUnwindSafe(body).catch_unwind().await.unwrap_or_else(|panic| Cause::Panicked(message(&*panic)))
 }
 
-/// Runs `body` as a task that comes to an end, such as a connection. Only a panic of it is news, for the log alone.
+/// Runs `body` as a task that comes to an end. Only a panic of it is news, for the log alone.
 pub fn spawn_short<F: Future<Output: Ending> + 'static>(name: &'static str, body: F) {
-    spawn_local(async move {
-        if let end @ Cause::Panicked(_) = run(name, body).await {
-            error!("{name} {end}");
-        }
-    });
+    spawn_local(short(name, body));
+}
+
+/// Runs `body`, which comes to an end, such as a connection. Only a panic of it is news, for the log alone.
+pub async fn short<F: Future<Output: Ending>>(name: &str, body: F) {
+    if let end @ Cause::Panicked(_) = run(name, body).await {
+        error!("{name} {end}");
+    }
 }
 
 /// Runs `body` on a thread of its own, which tells `ended` how it ended.
@@ -259,9 +262,8 @@ mod tests {
     #[test]
     fn a_short_task_may_end_and_may_even_panic() {
         on_one_thread(async {
-            spawn_short("connection", panicking());
-            spawn_short("connection", async {});
-            tokio::task::yield_now().await;
+            short("connection", panicking()).await;
+            short("connection", async {}).await;
         });
     }
 }

@@ -6,16 +6,15 @@ use std::io::IsTerminal as _;
 use anyhow::{Context, Result};
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, TableStyle};
 
-use crate::adapter::control::{self, Request};
 use crate::config::{OutputFormat, RoutesArgs};
-use crate::view::{DropView, RouteState, RouteView, RoutesView};
+use crate::view::{DropView, Request, RouteState, RouteView, RoutesView};
 
 /// Refused pods that the table names; JSON has all.
 const LISTED: usize = 20;
 
 /// Asks the daemon and renders its answer.
 pub fn routes(args: &RoutesArgs) -> Result<String> {
-    let value = control::ask(&args.socket.subnet_file, &Request::Routes)?;
+    let value = super::ask(&args.socket, &Request::Routes)?;
     match args.output {
         OutputFormat::Json => serde_json::to_string_pretty(&value).context("cannot print the answer"),
         OutputFormat::Table => {

@@ -4,13 +4,12 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
 
-use crate::adapter::control::{self, Request};
 use crate::config::{OutputFormat, VerifyArgs};
-use crate::view::{DifferenceView, VerifyView};
+use crate::view::{DifferenceView, Request, VerifyView};
 
 /// Asks the daemon and renders its answer; `false` when something differs.
 pub fn verify(args: &VerifyArgs) -> Result<(String, bool)> {
-    let value = control::ask(&args.socket.subnet_file, &Request::Verify { repair: args.repair })?;
+    let value = super::ask(&args.socket, &Request::Verify { repair: args.repair })?;
     let view: VerifyView = serde_json::from_value(value.clone())
         .context("the daemon's answer is not understood; is it another version?")?;
     let text = match args.output {

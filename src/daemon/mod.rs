@@ -145,12 +145,13 @@ async fn serve_endpoints(state: &Rc<State>, tasks: &Tasks, log: LogControl) -> R
     if args.healthz_port != 0 {
         let listener = http::bind(SocketAddr::new(args.healthz_ip, args.healthz_port)).await?;
         let state = state.clone();
-        tasks.spawn("health-endpoint", http::serve(listener, move |path| serve::admin(&state, path)));
+        let answer = move |page| serve::admin(&state, page);
+        tasks.spawn("health-endpoint", http::serve(listener, tasks.clone(), answer));
     }
     let listener = control::bind(&control::path(&args.subnet_file))?;
     let state = state.clone();
-    let answer = move |request| serve::control(state.clone(), log.clone(), request);
-    tasks.spawn("local-socket", control::serve(listener, answer));
+    let answer = move |request, out| serve::control(state.clone(), log.clone(), request, out);
+    tasks.spawn("local-socket", control::serve(listener, tasks.clone(), answer));
     Ok(())
 }
 

@@ -4,8 +4,10 @@
 //! an answer of an older daemon can still be read. The daemon fills these types and knows nothing of how they look on a
 //! terminal; the commands print them and know nothing of where they come from.
 
+mod request;
 mod routes;
 mod verify;
 
-pub use routes::{DropView, PodView, RouteState, RouteView, RoutesView, Traffic};
-pub use verify::{DifferenceView, VerifyView};
+pub use request::Request;
+pub use routes::{DropView, PodView, RouteState, RouteView, RoutesPart, RoutesView, Traffic};
+pub use verify::{DifferenceView, VerifyPart, VerifyView};

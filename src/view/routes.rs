@@ -30,6 +30,17 @@ pub struct RoutesView {
     pub refused_pods: Vec<String>,
 }
 
+/// A later part of a [`RoutesView`]: its lists continue those of the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutesPart {
+    /// More rows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteView>,
+    /// More pods.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused_pods: Vec<String>,
+}
+
 /// Packets dropped for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropView {

@@ -19,6 +19,13 @@ pub struct VerifyView {
     pub rules: Vec<String>,
 }
 
+/// A later part of a [`VerifyView`]: its list continues that of the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyPart {
+    /// More steps.
+    pub differences: Vec<DifferenceView>,
+}
+
 /// One step that is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DifferenceView {

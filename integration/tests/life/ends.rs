@@ -22,8 +22,17 @@ const KINDS: [(&str, &str); 3] = [
     ("panic", "panicked: a panic that a test asked for"),
 ];
 /// Tasks that every daemon has.
-const TASKS: [&str; 7] =
-    ["control", "health-endpoint", "local-socket", "leases", "table", "kernel", "interface"];
+const TASKS: [&str; 9] = [
+    "control",
+    "health-endpoint",
+    "health-clients",
+    "local-socket",
+    "local-clients",
+    "leases",
+    "table",
+    "kernel",
+    "interface",
+];
 /// Those of a daemon that reads an API server, two threads among them.
 const KUBE_TASKS: [&str; 6] = ["cache", "own-node", "events", "pods", "watch-nodes", "watch-pods"];
 const ROLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/pod-routes-rbac.yml");
