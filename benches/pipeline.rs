@@ -7,12 +7,11 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::expect_used,
-    clippy::panic,
     clippy::print_stderr,
     reason = "a benchmark owns its clock and may fail loudly"
 )]
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
@@ -20,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use encap::offload::Features;
-use encap::{DropReason, Fib, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
+use encap::offload::vnet::VNET_LEN;
+use encap::{Fib, Framing, NextHop, Owner, PeerCaps, PeerId, SourceCheck};
 use etherparse::PacketBuilder;
 use loden::adapter::packet::WakeFd;
-use loden::adapter::packet::tun::{DeviceIo, TunDevice};
+use loden::adapter::packet::tun::TunDevice;
 use loden::adapter::packet::udp::OuterSocket;
 use loden::dataplane::{self, BATCH, Shared};
-use loden::ports::{Batch, PacketIo, Received, Transmit, Wake};
+use loden::ports::{Batch, DatagramIo, FrameIo, SendError, Transmit, Wake};
 use nix::sched::{CloneFlags, unshare};
 
 const SIZES: [usize; 3] = [64, 512, 1472];
@@ -53,40 +53,55 @@ fn packet(size: usize) -> Vec<u8> {
     packet
 }
 
-/// A side in memory: hands out full batches of one packet until its budget is spent, and takes everything.
-struct Memory {
+/// A device in memory: hands out one packet until its budget is spent.
+struct Device {
     packet: Vec<u8>,
     left: u64,
 }
 
-impl PacketIo for Memory {
-    fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
-        batch.clear();
-        let count = self.left.min(batch.capacity() as u64);
-        for slot in 0..count as usize {
-            if let Some(head) = batch.slot_mut(slot).get_mut(..self.packet.len()) {
-                // What a read does, less the kernel.
-                head.copy_from_slice(&self.packet);
-            }
-            batch.push(Received {
-                len: self.packet.len(),
-                from: Some(SocketAddr::from((PEER, PORT))),
-                truncated: false,
-                segment: None,
-                ecn: 0,
-            });
+impl FrameIo for Device {
+    fn read(&mut self, memory: &mut [u8]) -> io::Result<Option<usize>> {
+        if self.left == 0 {
+            return Ok(None);
         }
-        self.left -= count;
+        self.left -= 1;
+        let len = VNET_LEN + self.packet.len();
+        if let Some((header, packet)) = memory.get_mut(..len).and_then(|m| m.split_at_mut_checked(VNET_LEN)) {
+            header.fill(0);
+            // What a read does, less the kernel.
+            packet.copy_from_slice(&self.packet);
+        }
+        Ok(Some(len))
+    }
+
+    fn write(&mut self, _: &[IoSlice<'_>]) -> Result<(), SendError> {
         Ok(())
     }
 
-    fn send(
-        &mut self,
-        _: &Batch,
-        packets: &[Transmit],
-        mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
-    ) {
-        packets.iter().for_each(|packet| outcome(packet, Ok(())));
+    fn has_headers(&self) -> bool {
+        false
+    }
+
+    fn wait(&mut self) -> io::Result<Wake> {
+        Ok(Wake::Stop)
+    }
+}
+
+/// A socket in memory: takes everything.
+struct Sink;
+
+impl DatagramIo for Sink {
+    fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
+        batch.clear();
+        Ok(())
+    }
+
+    fn send(&mut self, transmits: &[Transmit<'_>]) -> Result<usize, SendError> {
+        Ok(transmits.len())
+    }
+
+    fn flow_ports(&self) -> usize {
+        1
     }
 
     fn wait(&mut self) -> io::Result<Wake> {
@@ -101,10 +116,10 @@ fn memory(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("encapsulate", size), &size, |bencher, &size| {
             let shared = shared();
             bencher.iter_custom(|iterations| {
-                let mut tun = Memory { packet: packet(size), left: iterations };
-                let mut udp = Memory { packet: Vec::new(), left: 0 };
+                let mut tun = Device { packet: packet(size), left: iterations };
                 let start = Instant::now();
-                dataplane::encapsulate(&shared, &mut tun, &mut udp, || 0).expect("memory does not fail");
+                dataplane::encapsulate(&shared, 0, Framing::Plain, &mut tun, &mut Sink, || 0)
+                    .expect("memory does not fail");
                 start.elapsed()
             });
         });
@@ -135,10 +150,12 @@ fn kernel(criterion: &mut Criterion) {
     socket.enlarge_buffers().expect("buffers");
     let sink = UdpSocket::bind(SocketAddr::from((PEER, PORT))).expect("a sink");
     let wake = Arc::new(WakeFd::new(Duration::ZERO).expect("an eventfd"));
-    let DeviceIo::Plain(mut tun) = tunnel.io(0, &wake) else { panic!("offloads that nobody asked for") };
+    let mut tun = tunnel.io(0, &wake);
     let mut udp = socket.io(0, &wake, BATCH);
     let running = shared.clone();
-    let worker = std::thread::spawn(move || dataplane::encapsulate(&running, &mut tun, &mut udp, || 0));
+    let worker = std::thread::spawn(move || {
+        dataplane::encapsulate(&running, 0, Framing::Plain, &mut tun, &mut udp, || 0)
+    });
 
     let mut group = criterion.benchmark_group("pipeline_kernel");
     group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));

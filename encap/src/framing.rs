@@ -14,14 +14,18 @@ pub enum Framing {
     /// Nothing: flannel's UDP backend.
     Plain,
     /// A VXLAN and an Ethernet header.
-    Vxlan {
-        /// Of what is sent, and all that is received.
-        vni: Vni,
-        /// Our own address toward peers' IPv4 pods. Where only one family is carried, both are the same.
-        mac_v4: MacAddr,
-        /// Our own address toward peers' IPv6 pods.
-        mac_v6: MacAddr,
-    },
+    Vxlan(VxlanFraming),
+}
+
+/// VXLAN as one node speaks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VxlanFraming {
+    /// Of what is sent, and all that is received.
+    pub vni: Vni,
+    /// Our own address toward peers' IPv4 pods. Where only one family is carried, both are the same.
+    pub mac_v4: MacAddr,
+    /// Our own address toward peers' IPv6 pods.
+    pub mac_v6: MacAddr,
 }
 
 impl From<VxlanError> for DropReason {
@@ -33,33 +37,15 @@ impl From<VxlanError> for DropReason {
     }
 }
 
-impl Framing {
-    /// The longest header there is.
-    pub const MAX_HEADER: usize = vxlan::HEADERS;
-
-    /// Length of the header, bytes.
-    #[inline]
-    #[must_use]
-    pub const fn header_len(&self) -> usize {
-        match self {
-            Self::Plain => 0,
-            Self::Vxlan { .. } => vxlan::HEADERS,
-        }
-    }
-
-    /// Writes the header for a packet to `hop` into `out`, which is [`header_len`](Self::header_len) long.
+impl VxlanFraming {
+    /// What stands before a packet to `hop`.
     ///
     /// # Errors
     /// [`DropReason::NoRoute`] if the node has no VTEP.
     #[inline]
-    pub fn write(&self, hop: &NextHop, family: Family, out: &mut [u8]) -> Result<(), DropReason> {
-        let Self::Vxlan { vni, .. } = self else { return Ok(()) };
+    pub fn header(&self, hop: &NextHop, family: Family) -> Result<[u8; vxlan::HEADERS], DropReason> {
         let dst = hop.mac.ok_or(DropReason::NoRoute)?;
-        let header = vxlan::encapsulate_headers(*vni, self.own_mac(family), dst, family);
-        if let Some(out) = out.first_chunk_mut() {
-            *out = header;
-        }
-        Ok(())
+        Ok(vxlan::encapsulate_headers(self.vni, self.own_mac(family), dst, family))
     }
 
     /// The inner packet in a datagram, as far as its header says that there is one for us.
@@ -68,9 +54,8 @@ impl Framing {
     /// What the datagram is dropped for.
     #[inline]
     pub fn open<'d>(&self, datagram: &'d [u8]) -> Result<&'d [u8], DropReason> {
-        let Self::Vxlan { vni, .. } = self else { return Ok(datagram) };
         let (theirs, frame) = vxlan::decode(datagram)?;
-        if theirs != *vni {
+        if theirs != self.vni {
             return Err(DropReason::WrongVni);
         }
         let (ethernet, packet) = EthernetHeader::decode(frame).map_err(VxlanError::from)?;
@@ -88,10 +73,9 @@ impl Framing {
     }
 
     const fn own_mac(&self, family: Family) -> MacAddr {
-        match (self, family) {
-            (Self::Plain, _) => MacAddr([0; 6]),
-            (Self::Vxlan { mac_v4, .. }, Family::V4) => *mac_v4,
-            (Self::Vxlan { mac_v6, .. }, Family::V6) => *mac_v6,
+        match family {
+            Family::V4 => self.mac_v4,
+            Family::V6 => self.mac_v6,
         }
     }
 }

@@ -41,7 +41,7 @@ pub use drop::DropReason;
 pub use ethernet::{EthernetError, EthernetHeader};
 pub use fib::{Fib, FibBuilder, FibDelta, NextHop, Owner, PeerCaps, PeerId};
 pub use forward::{Gate, Inbound, Outbound, SourceCheck, inbound, outbound, outbound_segments};
-pub use framing::Framing;
+pub use framing::{Framing, VxlanFraming};
 pub use icmp::{IcmpCause, RateLimit};
 pub use ip::{Family, IpError, IpPacket, Transport};
 pub use mac::{MacAddr, MacError};

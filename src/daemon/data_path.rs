@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::adapter::cpus;
 use crate::adapter::packet::WakeFd;
-use crate::adapter::packet::tun::{self, DeviceIo, TunDevice};
+use crate::adapter::packet::tun::{self, TunDevice};
 use crate::adapter::packet::udp::{OuterSocket, UdpIo};
 use crate::adapter::tasks::{self, Cause, End};
 use crate::dataplane::{self, BATCH, Shared};
@@ -147,24 +147,15 @@ impl DataPath {
             (device.io(queue, wake), udp, self.shared.clone())
         };
         for queue in 0..device.queues() {
-            let (tun, mut udp, shared) = io(queue);
-            threads.push(self.spawn("tun-to-udp", queue, move || match tun {
-                DeviceIo::Plain(mut tun) => {
-                    dataplane::encapsulate(&shared, &mut tun, &mut udp, monotonic_ns())
-                }
-                DeviceIo::Frames(mut tun) => {
-                    let now = monotonic_ns();
-                    dataplane::encapsulate_offloaded(&shared, queue, framing, &mut tun, &mut udp, now)
-                }
+            let (mut tun, mut udp, shared) = io(queue);
+            threads.push(self.spawn("tun-to-udp", queue, move || {
+                dataplane::encapsulate(&shared, queue, framing, &mut tun, &mut udp, monotonic_ns())
             })?);
         }
         for queue in 0..self.socket.queues() {
-            let (tun, mut udp, shared) = io(queue);
-            threads.push(self.spawn("udp-to-tun", queue, move || match tun {
-                DeviceIo::Plain(mut tun) => dataplane::decapsulate(&shared, queue, &mut udp, &mut tun),
-                DeviceIo::Frames(mut tun) => {
-                    dataplane::decapsulate_offloaded(&shared, queue, framing, &mut udp, &mut tun)
-                }
+            let (mut tun, mut udp, shared) = io(queue);
+            threads.push(self.spawn("udp-to-tun", queue, move || {
+                dataplane::decapsulate(&shared, queue, framing, &mut udp, &mut tun)
             })?);
         }
         info!(
@@ -175,10 +166,9 @@ impl DataPath {
         Ok(())
     }
 
-    /// Agrees with the kernel on what it does for us. A plain device has no use for what the socket could do.
+    /// Agrees with the kernel on what it does for us.
     fn set_offloads(&self, device: &TunDevice) {
-        let ours = device.offloads();
-        let wanted = if ours == Features::NONE { Features::NONE } else { device.wanted() };
+        let (ours, wanted) = (device.offloads(), device.wanted());
         let on = self.socket.set_offloads(wanted);
         let both = self.other.as_ref().map_or(on, |other| other.set_offloads(wanted));
         let on = Features::from_bits(on.bits() & both.bits());
@@ -187,7 +177,7 @@ impl DataPath {
             .filter(|feature| on.has(*feature) || ours.has(*feature))
             .fold(Features::NONE, Features::with);
         self.shared.offloads.set(active);
-        info!(active = %active, wanted = %device.wanted(), "offloads of the data path");
+        info!(%active, %wanted, "offloads of the data path");
     }
 
     fn spawn(
@@ -251,8 +241,8 @@ impl Drop for DataPath {
 }
 
 fn bind(address: IpAddr, port: u16, framing: Framing, queues: usize) -> Result<OuterSocket> {
-    // In the UDP backend nodes know each other by their ports.
-    let socket = OuterSocket::bind(address, port, queues)?.spread(address, framing == Framing::Plain)?;
+    let above = dataplane::judges_ports(framing);
+    let socket = OuterSocket::bind(address, port, queues)?.spread(address, above)?;
     let buffers = socket.enlarge_buffers()?;
     if buffers.limited {
         warn!(

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use encap::{Family, Framing};
+use encap::{Family, Framing, VxlanFraming};
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -17,6 +17,7 @@ use crate::adapter::packet::tun::{TunDevice, TunOptions};
 use crate::adapter::tasks::{Cause, spawn_short};
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::BackendConf;
+use crate::dataplane;
 use crate::lease::FAMILIES;
 
 /// A device that fails again and again is opened this often at most.
@@ -69,8 +70,8 @@ impl State {
                     addresses.next().context("the external interface has no address that VXLAN could use")?;
                 let endpoint = Endpoint { address, other: addresses.next(), port: conf.port };
                 let vteps = self.vteps();
-                let framing =
-                    Framing::Vxlan { vni: conf.vni, mac_v4: vteps.v4.address(), mac_v6: vteps.v6.address() };
+                let (mac_v4, mac_v6) = (vteps.v4.address(), vteps.v6.address());
+                let framing = Framing::Vxlan(VxlanFraming { vni: conf.vni, mac_v4, mac_v6 });
                 let instead_of = FAMILIES.map(|family| conf.device(family)).to_vec();
                 Some(Tunnel { device: self.tunnel_name(), endpoint, framing, instead_of })
             }
@@ -97,7 +98,7 @@ impl Forwarding {
         )?;
         let options = TunOptions {
             offloads: state.offloads,
-            frames: tunnel.framing != Framing::Plain,
+            frames: dataplane::needs_headers(tunnel.framing),
             queues: state.queues,
         };
         let device = TunDevice::open(&tunnel.device, options)?;

@@ -1,36 +1,40 @@
-//! UDP to tunnel device with offloads: what the kernel received together is written together.
+//! UDP to tunnel device: what the kernel received together is written together.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
 
+use encap::offload::Feature;
 use encap::offload::coalesce::{Coalescer, Group, HEAD, MAX_RUN};
+use encap::offload::segment::finish_checksum;
 use encap::offload::unfinished::unfinished;
 use encap::offload::vnet::VnetHeader;
-use encap::{DropReason, Fib, Framing, Gate, IpPacket, Owner, PeerId, mtu};
+use encap::{DropReason, Fib, Gate, Inbound, IpPacket, Owner, PeerId, mtu};
 
-use super::run::admit;
-use super::{Lane, Shared};
-use crate::ports::{Batch, FrameIo, PacketIo, Received, SendError, Wake};
-use encap::offload::Feature;
+use super::codec::Codec;
+use super::{BATCH, Lane, Shared};
+use crate::ports::{Batch, DatagramIo, FrameIo, Received, SendError, Wake};
 
-/// Receives per turn. Each may hold 64 KB, and together they should not push each other out of the level-2 cache.
+/// Receives per turn with `UDP_GRO`. Each may hold 64 KB, and together they should not push each other out of the level-2
+/// cache.
 const RECEIVES: usize = 16;
 
 /// Packets per turn: `UDP_GRO` puts up to 64 into one receive.
 const PACKETS: usize = RECEIVES * 64;
 
 /// UDP to one queue of the tunnel device, until told to stop (`Ok`) or the socket fails (`Err`).
-pub fn decapsulate_offloaded<T: FrameIo, U: PacketIo>(
+pub(super) fn decapsulate<C: Codec, T: FrameIo, U: DatagramIo>(
     shared: &Shared,
     queue: usize,
-    framing: Framing,
+    codec: C,
     udp: &mut U,
     tun: &mut T,
 ) -> io::Result<()> {
-    let mut batch = Batch::new(RECEIVES);
+    let mut batch = Batch::new(BATCH);
     let lane = shared.rx.lane(queue);
-    let mut joiner = Joiner { shared, lane, framing, coalescer: Coalescer::new(PACKETS, true, true) };
+    let finish = !tun.has_headers();
+    let mut joiner = Joiner { shared, lane, codec, finish, coalescer: Coalescer::new(PACKETS, true, true) };
     while !shared.stopped() {
+        batch.limit(if shared.offloads.has(Feature::Gro) { RECEIVES } else { BATCH });
         udp.recv(&mut batch)?;
         let received = batch.received().len();
         if received > 0 {
@@ -44,14 +48,16 @@ pub fn decapsulate_offloaded<T: FrameIo, U: PacketIo>(
     Ok(())
 }
 
-struct Joiner<'s> {
+struct Joiner<'s, C> {
     shared: &'s Shared,
     lane: &'s Lane,
-    framing: Framing,
+    codec: C,
+    /// The device cannot be told that a checksum is left to do, so it is done here.
+    finish: bool,
     coalescer: Coalescer<Option<PeerId>>,
 }
 
-impl Joiner<'_> {
+impl<C: Codec> Joiner<'_, C> {
     fn turn<T: FrameIo>(&mut self, batch: &mut Batch, tun: &mut T) {
         let fib = self.shared.fib.load();
         let offloads = self.shared.offloads.active();
@@ -79,23 +85,67 @@ impl Joiner<'_> {
         tun: &mut T,
     ) {
         let datagram = memory.get_mut(at.clone()).unwrap_or_default();
-        let Some((peer, len)) = admit(self.shared, self.lane, self.framing, gate, received, datagram) else {
-            return;
-        };
-        let start = at.start + self.framing.header_len();
-        let packet = memory.get(start..start + len).unwrap_or_default();
+        let Some((peer, packet)) = self.admit(gate, received, datagram) else { return };
+        let at = at.start + packet.start..at.start + packet.end;
+        let packet = memory.get(at.clone()).unwrap_or_default();
         // Nobody but a kernel's own tunnel sends super-packets, so nobody else pays for the look.
-        if self.framing != Framing::Plain
+        if C::KERNEL_PEERS
             && let Some(todo) = unfinished(packet, longest(fib, packet))
         {
             // What came before it goes first.
             self.flush(memory, tun);
-            return finish(self.lane, peer, &todo, packet, tun);
+            let packet = memory.get(at).unwrap_or_default();
+            return write_unfinished(self.lane, peer, &todo, packet, tun);
+        }
+        if self.finish {
+            finish(memory.get_mut(at.clone()).unwrap_or_default());
         }
         if self.coalescer.is_full() {
             self.flush(memory, tun);
         }
-        self.coalescer.push(memory, start..start + len, peer);
+        self.coalescer.push(memory, at, peer);
+    }
+
+    /// Judges one datagram: whose packet is in it, and where that lies. Counts what is not let in. The packet takes over
+    /// the mark of a congested network.
+    fn admit(
+        &mut self,
+        gate: &mut Gate<'_>,
+        received: &Received,
+        datagram: &mut [u8],
+    ) -> Option<(Option<PeerId>, Range<usize>)> {
+        let lane = self.lane;
+        let (verdict, start) = match received.from {
+            Some(from) if !received.truncated => match self.codec.open(from, datagram) {
+                Ok((sender, at)) => {
+                    let start = at.start;
+                    (gate.inbound(sender, datagram.get(at).unwrap_or_default()), start)
+                }
+                Err(reason) => (Inbound::Drop { reason }, 0),
+            },
+            Some(_) => (Inbound::Drop { reason: DropReason::Truncated }, 0),
+            None => (Inbound::Drop { reason: DropReason::UnknownSender }, 0),
+        };
+        match verdict {
+            Inbound::Deliver { peer, len, flagged } => {
+                let packet = datagram.get_mut(start..).unwrap_or_default();
+                if !encap::ecn::decapsulate(packet, received.ecn) {
+                    lane.dropped(DropReason::Congestion);
+                    return None;
+                }
+                if let Some(reason) = flagged {
+                    lane.flag(reason);
+                }
+                Some((peer, start..start + len))
+            }
+            Inbound::Drop { reason } => {
+                lane.dropped(reason);
+                if let Some(from) = received.from {
+                    self.shared.rx.refused(reason, from.ip());
+                }
+                None
+            }
+        }
     }
 
     fn flush<T: FrameIo>(&mut self, memory: &[u8], tun: &mut T) {
@@ -141,8 +191,20 @@ fn longest(fib: &Fib, packet: &[u8]) -> usize {
     }
 }
 
+fn finish(packet: &mut [u8]) {
+    let todo = unfinished(packet, usize::MAX).and_then(|todo| todo.partial);
+    // What was found in the packet lies in it.
+    let _ = todo.map(|partial| finish_checksum(packet, partial));
+}
+
 /// Writes a packet that the sending kernel left unfinished, and tells ours what is left to do.
-fn finish<T: FrameIo>(lane: &Lane, peer: Option<PeerId>, todo: &VnetHeader, packet: &[u8], tun: &mut T) {
+fn write_unfinished<T: FrameIo>(
+    lane: &Lane,
+    peer: Option<PeerId>,
+    todo: &VnetHeader,
+    packet: &[u8],
+    tun: &mut T,
+) {
     let payload = packet.len().saturating_sub(todo.header_len.into());
     let packets = todo.gso.map_or(1, |gso| payload.div_ceil(gso.size.into()));
     match tun.write(&[IoSlice::new(&todo.to_bytes()), IoSlice::new(packet)]) {

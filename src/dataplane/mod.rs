@@ -5,34 +5,27 @@
 //! counts in a `Lane` of its own. No lock, no allocation, no log line and no copy of a packet in user space.
 
 mod answers;
-#[cfg(test)]
-mod checksum_tests;
+mod codec;
 mod counters;
 mod cut;
-#[cfg(test)]
-mod ecn_tests;
 mod join;
-#[cfg(test)]
-mod offload_tests;
 mod offloads;
-mod run;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod vxlan_tests;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use encap::{Fib, PeerId, SourceCheck};
+use encap::{Family, Fib, Framing, PeerId, SourceCheck};
 
+use codec::{Codec, Plain, Vxlan};
 use counters::Lane;
 pub use counters::{BATCH_BOUNDS, Lanes, PeerTotals};
-pub use cut::encapsulate_offloaded;
-pub use join::decapsulate_offloaded;
 pub use offloads::Offloads;
-pub use run::{decapsulate, encapsulate};
+
+use crate::ports::{DatagramIo, FrameIo};
 
 /// Packets per batch: enough that the fixed cost of a system call is shared by many, few enough that what is read of
 /// a batch, the heads of its packets, stays in the level-1 cache.
@@ -96,4 +89,57 @@ impl Shared {
     pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
+}
+
+/// From one queue of the tunnel device to UDP, until told to stop (`Ok`) or the device fails (`Err`).
+///
+/// `now` is a monotonic clock in nanoseconds; it is read only when an ICMP error is due.
+pub fn encapsulate<T: FrameIo, U: DatagramIo>(
+    shared: &Shared,
+    queue: usize,
+    framing: Framing,
+    tun: &mut T,
+    udp: &mut U,
+    now: impl Fn() -> u64,
+) -> io::Result<()> {
+    match framing {
+        Framing::Plain => cut::encapsulate(shared, queue, Plain { port: shared.port }, tun, udp, now),
+        Framing::Vxlan(vxlan) => cut::encapsulate(shared, queue, Vxlan(vxlan), tun, udp, now),
+    }
+}
+
+/// From UDP to one queue of the tunnel device, until told to stop (`Ok`) or the socket fails (`Err`). Several of these may
+/// share a queue.
+pub fn decapsulate<T: FrameIo, U: DatagramIo>(
+    shared: &Shared,
+    queue: usize,
+    framing: Framing,
+    udp: &mut U,
+    tun: &mut T,
+) -> io::Result<()> {
+    match framing {
+        Framing::Plain => join::decapsulate(shared, queue, Plain { port: shared.port }, udp, tun),
+        Framing::Vxlan(vxlan) => join::decapsulate(shared, queue, Vxlan(vxlan), udp, tun),
+    }
+}
+
+/// Whether peers may send what only a device with virtio-net headers can be given: see [`crate::ports::FrameIo::has_headers`].
+pub const fn needs_headers(framing: Framing) -> bool {
+    match framing {
+        Framing::Plain => Plain::KERNEL_PEERS,
+        Framing::Vxlan(_) => Vxlan::KERNEL_PEERS,
+    }
+}
+
+/// Whether receivers judge a sender by its port, so that flows must leave from the tunnel's port and those above it.
+pub const fn judges_ports(framing: Framing) -> bool {
+    match framing {
+        Framing::Plain => Plain::JUDGES_PORTS,
+        Framing::Vxlan(_) => Vxlan::JUDGES_PORTS,
+    }
+}
+
+/// Of a packet that was found well-formed.
+fn family(packet: &[u8]) -> Family {
+    if packet.first().is_some_and(|first| first >> 4 == 6) { Family::V6 } else { Family::V4 }
 }

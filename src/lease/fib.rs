@@ -56,11 +56,15 @@ pub fn senders(snapshot: &Snapshot) -> impl Iterator<Item = (IpAddr, &Lease)> {
     listed.chain(public)
 }
 
-/// What can be sent to a peer. VXLAN says in each frame what is in it, so every peer of that backend takes IPv6 if it has
-/// such pods.
+/// What can be sent to a peer.
+///
+/// A VXLAN peer, a kernel among them, needs to announce nothing: each frame says which family is in it, every VXLAN carries
+/// congestion marks over (RFC 6040), and none judges a sender by its port. But a kernel takes the checksums in it for finished.
 fn caps(lease: &Lease, half: &Half) -> PeerCaps {
-    let caps = lease.caps.as_ref().map(super::LodenCaps::peer_caps).unwrap_or_default();
-    PeerCaps { ipv6: caps.ipv6 || half.vtep_mac.is_some(), ..caps }
+    if half.vtep_mac.is_some() {
+        return PeerCaps { ipv6: true, ecn: true, flow_ports: true, partial_checksum: false };
+    }
+    lease.caps.as_ref().map(super::LodenCaps::peer_caps).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -125,5 +129,19 @@ mod tests {
         assert_eq!(sender("192.168.77.3"), Some(PeerId(3)), "a public address is nobody else's");
         assert_eq!(sender("10.9.9.9"), Some(PeerId(7)), "the first keeps");
         assert_eq!(sender("192.168.77.4"), None);
+    }
+
+    /// A kernel announces nothing, and a Loden node in VXLAN is not asked what it announced for the UDP backend.
+    #[test]
+    fn a_vxlan_peer_takes_what_every_vxlan_takes() {
+        let announced = LodenCaps { mtu: 1450, partial_checksum: true, ..LodenCaps::default() };
+        for announced in [None, Some(announced)] {
+            let mut peer = lease(7, "10.244.2.0/24", &["192.168.77.2"], announced);
+            let half = Arc::get_mut(&mut peer).and_then(|lease| lease.halves.v4.as_mut()).unwrap();
+            half.vtep_mac = Some("02:00:00:00:00:02".parse().unwrap());
+            let half = half.clone();
+            let want = PeerCaps { ipv6: true, ecn: true, flow_ports: true, partial_checksum: false };
+            assert_eq!(caps(&peer, &half), want);
+        }
     }
 }

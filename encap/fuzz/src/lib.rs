@@ -7,8 +7,8 @@ pub mod offload;
 
 use encap::offload::unfinished::unfinished;
 use encap::{
-    DropReason, Family, Fib, Framing, IcmpCause, Inbound, IpPacket, MacAddr, NextHop, Outbound, Owner,
-    PeerCaps, PeerId, Prefix, SourceCheck, Vni, icmp as icmp_errors, inbound, outbound, vxlan,
+    DropReason, Family, Fib, IcmpCause, Inbound, IpPacket, MacAddr, NextHop, Outbound, Owner, PeerCaps,
+    PeerId, Prefix, SourceCheck, Vni, VxlanFraming, icmp as icmp_errors, inbound, outbound, vxlan,
 };
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -61,10 +61,10 @@ pub fn ip_view(data: &[u8]) {
 pub fn decode_vxlan(data: &[u8]) {
     let Ok((vni, inner)) = vxlan::decapsulate(data) else {
         let (mac_v4, mac_v6) = (MacAddr::default(), MacAddr::default());
-        assert!(Framing::Vxlan { vni: Vni::FLANNEL, mac_v4, mac_v6 }.open(data).is_err());
+        assert!(VxlanFraming { vni: Vni::FLANNEL, mac_v4, mac_v6 }.open(data).is_err());
         return;
     };
-    let own = Framing::Vxlan { vni, mac_v4: inner.ethernet.dst, mac_v6: inner.ethernet.dst };
+    let own = VxlanFraming { vni, mac_v4: inner.ethernet.dst, mac_v6: inner.ethernet.dst };
     if let Ok(packet) = own.open(data) {
         assert_eq!(packet, inner.packet);
         let _ = unfinished(packet, 1450);

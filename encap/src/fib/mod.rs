@@ -18,17 +18,17 @@ use ranges::{Ranges, Span};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 
-/// What a node can do that stock flannel would break. All false for flannel.
+/// What can be sent to a node, whatever the backend: whoever builds the table has looked at it. All false for a flannel in the
+/// UDP backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PeerCaps {
-    /// It takes IPv6 inner packets over the UDP backend.
+    /// It takes IPv6 inner packets.
     pub ipv6: bool,
     /// It combines inner and outer ECN when it decapsulates (RFC 6040).
     pub ecn: bool,
-    /// Over the UDP backend it takes TCP and UDP packets whose checksum is left to it: the field holds the sum of the
-    /// pseudo-header.
+    /// It takes TCP and UDP packets whose checksum is left to it: the field holds the sum of the pseudo-header.
     pub partial_checksum: bool,
-    /// Over the UDP backend it takes datagrams from ports above the tunnel's, too, so that flows can be told apart.
+    /// It takes datagrams from several ports, so that flows can be told apart.
     pub flow_ports: bool,
 }
 

@@ -11,15 +11,15 @@
 //! | [`segment`] | a super-packet as a list of packets: a header for each is written, the payload stays where it is |
 //! | [`coalesce`] | received packets as few super-packets: one header is written, the payload stays where it is |
 //! | [`unfinished`] | packets that a kernel on the same machine handed over before they were ready for a wire |
-//! | [`runs`] | which packets may share one `UDP_SEGMENT` send |
+//! | [`trains`] | which packets may share one `UDP_SEGMENT` send |
 //!
 //! Coalescing undoes segmenting: the receiver's kernel sees the super-packet that the sender's kernel handed over.
 
 pub mod checksum;
 pub mod coalesce;
 mod feature;
-pub mod runs;
 pub mod segment;
+pub mod trains;
 pub mod unfinished;
 pub mod vnet;
 mod wide;

@@ -5,8 +5,8 @@ use crate::bodies::offload::{coalesce, expand, gather, segment, transport_sum};
 use encap::IpPacket;
 use encap::offload::checksum::Sum;
 use encap::offload::coalesce::{Coalescer, MAX_RUN};
-use encap::offload::runs::{MAX_BYTES, MAX_SEGMENTS, Runs};
 use encap::offload::segment::{SegmentError, Segments, finish_checksum};
+use encap::offload::trains::{MAX_BYTES, MAX_SEGMENTS, Trains};
 use encap::offload::vnet::{Gso, GsoKind, PartialChecksum, VNET_LEN, VnetError, VnetHeader};
 use encap::offload::{Feature, Features};
 use proptest::prelude::*;
@@ -257,25 +257,25 @@ proptest! {
     }
 
     #[test]
-    fn runs_keep_order_and_limits(packets in prop::collection::vec((0u8..4, 0usize..6, prop_oneof![9 => Just(0u8), 1 => 1u8..4]), 0..300), limit in 1usize..70) {
+    fn trains_keep_order_and_limits(packets in prop::collection::vec((0u8..4, 0usize..6, prop_oneof![9 => Just(0u8), 1 => 1u8..4]), 0..300), limit in 1usize..70) {
         let sizes = [0, 40, 40, 52, 1400, 9000];
-        let mut runs = Runs::new(packets.len());
-        runs.limit(limit);
+        let mut trains = Trains::new(packets.len());
+        trains.limit(limit);
         for (to, size, ecn) in &packets {
-            runs.push(*to, *ecn, sizes[*size]);
+            trains.push(*to, *ecn, sizes[*size]);
         }
         let mut seen = vec![Vec::new(); 4];
-        for run in runs.runs() {
-            let members: Vec<_> = runs.members(run).collect();
-            prop_assert_eq!(members.len(), run.count);
-            prop_assert!(run.count <= limit.min(MAX_SEGMENTS) && run.bytes <= MAX_BYTES);
+        for train in trains.trains() {
+            let members: Vec<_> = trains.members(train).collect();
+            prop_assert_eq!(members.len(), train.count);
+            prop_assert!(train.count <= limit.min(MAX_SEGMENTS) && train.bytes <= MAX_BYTES);
             let lens: Vec<_> = members.iter().map(|member| sizes[packets[*member].1]).collect();
-            prop_assert_eq!(lens.iter().sum::<usize>(), run.bytes);
+            prop_assert_eq!(lens.iter().sum::<usize>(), train.bytes);
             let (last, body) = lens.split_last().unwrap();
-            prop_assert!(body.iter().all(|len| *len == run.size) && *last <= run.size);
+            prop_assert!(body.iter().all(|len| *len == train.size) && *last <= train.size);
             for member in members {
-                prop_assert_eq!((packets[member].0, packets[member].2), (run.to, run.ecn));
-                seen[usize::from(run.to)].push(member);
+                prop_assert_eq!((packets[member].0, packets[member].2), (train.to, train.ecn));
+                seen[usize::from(train.to)].push(member);
             }
         }
         for (to, members) in seen.iter().enumerate() {

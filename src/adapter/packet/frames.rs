@@ -5,21 +5,15 @@
 #![expect(unsafe_code, reason = "ioctls of the tunnel device, for which tun-tap has no words")]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
 
-use encap::DropReason;
 use encap::offload::vnet::VNET_LEN;
 use nix::errno::Errno;
-use nix::sys::uio::writev;
-use nix::unistd::read;
 use tracing::info;
 
 use super::steering::Steering;
-use super::wake::{WakeFd, wait_readable};
-use crate::ports::{FrameIo, SendError, Wake};
 use encap::offload::{Feature, Features};
 
 nix::ioctl_write_int!(set_offload, b'T', 208);
@@ -76,7 +70,8 @@ impl Frames {
         Ok(frames)
     }
 
-    fn file(&self, queue: usize) -> &File {
+    /// The queue of that number; they are counted round.
+    pub(super) fn file(&self, queue: usize) -> &File {
         &self.queues[queue % self.queues.len()]
     }
 
@@ -141,56 +136,3 @@ struct Request {
 }
 
 const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
-
-/// The device as one side of the data path.
-#[derive(Debug)]
-pub struct FramesIo {
-    frames: Arc<Frames>,
-    queue: usize,
-    wake: Arc<WakeFd>,
-}
-
-impl FramesIo {
-    pub(super) fn new(frames: Arc<Frames>, queue: usize, wake: Arc<WakeFd>) -> Self {
-        Self { frames, queue, wake }
-    }
-
-    fn file(&self) -> &File {
-        self.frames.file(self.queue)
-    }
-}
-
-impl FrameIo for FramesIo {
-    fn read(&mut self, memory: &mut [u8]) -> io::Result<Option<usize>> {
-        match read(self.file().as_fd(), memory) {
-            Ok(len) => Ok(Some(len)),
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    fn write(&mut self, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
-        loop {
-            match writev(self.file().as_fd(), parts) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EINVAL) => return Err(SendError::Unsupported),
-                Err(errno) => return Err(SendError::Dropped(reason(errno))),
-            }
-        }
-    }
-
-    fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable([Some(self.file().as_fd()), None], &self.wake)
-    }
-}
-
-/// What a write that failed is counted as.
-pub(super) fn reason(errno: Errno) -> DropReason {
-    match errno {
-        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropReason::QueueFull,
-        // The kernel looks at the version nibble and refuses what is neither IPv4 nor IPv6.
-        Errno::EINVAL => DropReason::BadPacket,
-        _ => DropReason::DeviceFailed,
-    }
-}

@@ -1,9 +1,9 @@
-//! `recvmmsg(2)` and `sendmmsg(2)` on the slots of a [`Batch`], with message headers that are allocated once.
+//! `recvmmsg(2)` into the slots of a [`Batch`], and `sendmmsg(2)`, with message headers that are allocated once.
 //!
 //! No safe wrapper that we know of does this without an allocation per call.
 #![expect(unsafe_code, reason = "raw message headers; the only module that builds them")]
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use encap::ecn;
-use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_storage, socklen_t};
+use libc::{c_int, iovec, mmsghdr, msghdr, sockaddr_storage, socklen_t};
 use nix::errno::Errno;
 use socket2::SockRef;
 
-use crate::ports::{Batch, Received, Transmit};
+use crate::ports::{Batch, Received, Target, Transmit};
 
 /// Message headers, vectors and addresses for a batch.
 pub(super) struct Mmsg {
@@ -35,8 +35,8 @@ const fn control_space(len: usize) -> usize {
     unsafe { libc::CMSG_SPACE(len as u32) as usize }
 }
 
-// SAFETY: the raw pointers inside point into this value's own boxes, or, only while a call below runs, into a
-// batch that the call borrows. Nothing refers to the thread it was made on.
+// SAFETY: the raw pointers inside point into this value's own boxes, or, only while a call below runs, into
+// what the call borrows. Nothing refers to the thread it was made on.
 unsafe impl Send for Mmsg {}
 
 impl std::fmt::Debug for Mmsg {
@@ -66,30 +66,21 @@ impl Mmsg {
         }
     }
 
-    /// Points header `at` to `memory` and to the address slot of the same number.
-    fn prepare(&mut self, at: usize, memory: *mut c_void, len: usize, address_len: usize) {
-        self.vectors[at] = iovec { iov_base: memory, iov_len: len };
-        let header = &mut self.headers[at].msg_hdr;
-        header.msg_name = ptr::from_mut(&mut self.addresses[at]).cast();
-        header.msg_namelen = address_len as socklen_t;
-        header.msg_iov = ptr::from_mut(&mut self.vectors[at]);
-        header.msg_iovlen = 1;
-        header.msg_control = ptr::null_mut();
-        header.msg_controllen = 0;
-        header.msg_flags = 0;
-    }
-
     /// Fills `batch` with the datagrams that wait in the socket.
     pub(super) fn recv(&mut self, socket: BorrowedFd<'_>, batch: &mut Batch) -> Result<(), RecvOutcome> {
         batch.clear();
         let slots = batch.capacity().min(self.headers.len());
         for slot in 0..slots {
             let memory = batch.slot_mut(slot);
-            let (base, len) = (memory.as_mut_ptr().cast(), memory.len());
-            self.prepare(slot, base, len, size_of::<sockaddr_storage>());
+            self.vectors[slot] = iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
             let header = &mut self.headers[slot].msg_hdr;
+            header.msg_name = ptr::from_mut(&mut self.addresses[slot]).cast();
+            header.msg_namelen = size_of::<sockaddr_storage>() as socklen_t;
+            header.msg_iov = ptr::from_mut(&mut self.vectors[slot]);
+            header.msg_iovlen = 1;
             header.msg_control = ptr::from_mut(&mut self.controls[slot]).cast();
             header.msg_controllen = size_of::<Control>();
+            header.msg_flags = 0;
         }
         // SAFETY: the first `slots` headers point to one vector and one address each, owned by `self`; the vectors
         // point to disjoint slots of `batch`, which is borrowed for the whole call.
@@ -126,23 +117,40 @@ impl Mmsg {
         Ok(())
     }
 
-    /// Sends as many of `packets` as the kernel takes now, in order; the number of those, at least one.
+    /// Sends to `port` of each one's node as many of `transmits` as the kernel takes now, in order; says how many those
+    /// are, at least one.
     pub(super) fn send(
         &mut self,
         socket: BorrowedFd<'_>,
-        batch: &Batch,
-        packets: &[Transmit],
+        transmits: &[Transmit<'_>],
         port: u16,
     ) -> Result<usize, Errno> {
-        let count = packets.len().min(self.headers.len());
-        for (at, packet) in packets.iter().take(count).enumerate() {
-            let payload = batch.packet(packet.slot).get(..packet.len).unwrap_or_default();
-            let to = packet.to.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            let address_len = fill(&mut self.addresses[at], to, port);
-            // The kernel only reads what is sent; the structure has no const pointer to say so.
-            self.prepare(at, payload.as_ptr().cast_mut().cast(), payload.len(), address_len);
+        let count = transmits.len().min(self.headers.len());
+        let slots = self.headers.iter_mut().zip(&mut self.addresses).zip(&mut self.controls);
+        for (transmit, ((header, address), control)) in transmits.iter().zip(slots) {
+            let header = &mut header.msg_hdr;
+            let Target { addr, ecn, .. } = transmit.to;
+            header.msg_namelen = fill(address, addr, port) as socklen_t;
+            header.msg_name = ptr::from_mut(address).cast();
+            // The kernel only reads what is sent, and an `IoSlice` is an `iovec`.
+            header.msg_iov = transmit.parts.as_ptr().cast_mut().cast();
+            header.msg_iovlen = transmit.parts.len();
+            header.msg_control = ptr::null_mut();
+            header.msg_controllen = 0;
+            header.msg_flags = 0;
+            if let Some(size) = transmit.segment {
+                add_control(header, control, (libc::SOL_UDP, libc::UDP_SEGMENT), size);
+            }
+            if ecn != ecn::NOT_ECT {
+                let kind = match addr {
+                    IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+                    IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+                };
+                add_control(header, control, kind, c_int::from(ecn));
+            }
         }
-        // SAFETY: as in `recv`; the kernel reads from the slots, and `batch` is borrowed for the whole call.
+        // SAFETY: the first `count` headers point to one address and one control memory each, owned by `self`, and to parts
+        // that are borrowed for the whole call, as is what the parts point to.
         let sent = unsafe {
             libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count as u32, libc::MSG_DONTWAIT)
         };
@@ -176,38 +184,6 @@ fn beside(message: &msghdr) -> (Option<NonZeroU16>, u8) {
         }
     }
     (segment, ecn)
-}
-
-/// Sends `parts`, one behind the other, to `to:port`, marked with `ecn`: as one datagram, or cut into datagrams of
-/// `size` bytes.
-pub(super) fn send_segments(
-    socket: BorrowedFd<'_>,
-    (to, port): (IpAddr, u16),
-    ecn: u8,
-    size: Option<u16>,
-    parts: &[IoSlice<'_>],
-) -> Result<(), Errno> {
-    // SAFETY: plain C structures for which all-zero is a valid value.
-    let (mut message, mut address) = unsafe { (mem::zeroed::<msghdr>(), mem::zeroed::<sockaddr_storage>()) };
-    let mut control = Control::default();
-    message.msg_namelen = fill(&mut address, to, port) as socklen_t;
-    message.msg_name = ptr::from_mut(&mut address).cast();
-    // The kernel only reads what is sent, and an `IoSlice` is an `iovec`.
-    message.msg_iov = parts.as_ptr().cast_mut().cast();
-    message.msg_iovlen = parts.len();
-    if let Some(size) = size {
-        add_control(&mut message, &mut control, (libc::SOL_UDP, libc::UDP_SEGMENT), size);
-    }
-    if ecn != ecn::NOT_ECT {
-        let kind = match to {
-            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
-            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
-        };
-        add_control(&mut message, &mut control, kind, c_int::from(ecn));
-    }
-    // SAFETY: every pointer in `message` points to memory that lives until the end of this function or is borrowed.
-    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
-    if sent < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
 /// Puts a number beside a message, behind those that are there already. There is room for two.

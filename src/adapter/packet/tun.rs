@@ -4,19 +4,21 @@
 //! `IFF_TUN | IFF_NO_PI`, never persistent: a persisted TUN without a process has no carrier, and a flannel that
 //! is rolled back to would make a dead `flannel1` beside it.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use encap::DropReason;
+use encap::offload::vnet::VNET_LEN;
 use nix::errno::Errno;
+use nix::sys::uio::writev;
+use nix::unistd::read;
 use tun_tap::{Iface, Mode};
 
-pub use super::frames::FramesIo;
-use super::frames::{Frames, reason};
+use super::frames::Frames;
 use super::wake::{WakeFd, wait_readable};
-use crate::ports::{Batch, PacketIo, Received, Transmit, Wake};
+use crate::ports::{FrameIo, SendError, Wake};
 use encap::offload::{Feature, Features};
 
 /// An open tunnel device. The kernel removes the device when the last clone is dropped.
@@ -48,15 +50,6 @@ impl From<Features> for TunOptions {
 enum Form {
     Plain(Arc<Iface>),
     Frames(Arc<Frames>),
-}
-
-/// A device's handle for one data-path thread.
-#[derive(Debug)]
-pub enum DeviceIo {
-    /// For packets one by one.
-    Plain(TunIo),
-    /// For super-packets.
-    Frames(FramesIo),
 }
 
 impl TunDevice {
@@ -117,11 +110,8 @@ impl TunDevice {
     }
 
     /// A handle for one data-path thread, on the queue of that number; they are counted round.
-    pub fn io(&self, queue: usize, wake: &Arc<WakeFd>) -> DeviceIo {
-        match &self.form {
-            Form::Plain(iface) => DeviceIo::Plain(TunIo { iface: iface.clone(), wake: wake.clone() }),
-            Form::Frames(frames) => DeviceIo::Frames(FramesIo::new(frames.clone(), queue, wake.clone())),
-        }
+    pub fn io(&self, queue: usize, wake: &Arc<WakeFd>) -> TunIo {
+        TunIo { form: self.form.clone(), queue, wake: wake.clone() }
     }
 }
 
@@ -150,59 +140,65 @@ fn explain(name: &str, error: io::Error) -> anyhow::Error {
 /// The tunnel device as one side of the data path.
 #[derive(Debug)]
 pub struct TunIo {
-    iface: Arc<Iface>,
+    form: Form,
+    queue: usize,
     wake: Arc<WakeFd>,
 }
 
-impl PacketIo for TunIo {
-    fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
-        batch.clear();
-        for slot in 0..batch.capacity() {
-            match self.iface.recv(batch.slot_mut(slot)) {
-                Ok(len) => batch.push(Received { len, from: None, truncated: false, segment: None, ecn: 0 }),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => break,
-                // What was read before the device failed is still worth sending.
-                Err(_) if slot > 0 => break,
-                Err(error) => return Err(error),
-            }
+impl Form {
+    fn fd(&self, queue: usize) -> BorrowedFd<'_> {
+        match self {
+            Self::Plain(iface) => plain_fd(iface),
+            Self::Frames(frames) => frames.file(queue).as_fd(),
         }
-        Ok(())
-    }
-
-    fn send(
-        &mut self,
-        batch: &Batch,
-        packets: &[Transmit],
-        mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
-    ) {
-        for packet in packets {
-            let bytes = batch.packet(packet.slot).get(..packet.len).unwrap_or_default();
-            let result = loop {
-                match self.iface.send(bytes) {
-                    Ok(_) => break Ok(()),
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
-                        break Err(reason(errno));
-                    }
-                }
-            };
-            outcome(packet, result);
-        }
-    }
-
-    fn wait(&mut self) -> io::Result<Wake> {
-        wait_readable([Some(BorrowedTun(&self.iface).as_fd()), None], &self.wake)
     }
 }
 
-struct BorrowedTun<'a>(&'a Iface);
-
-impl AsFd for BorrowedTun<'_> {
-    #[expect(unsafe_code, reason = "tun-tap predates AsFd")]
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open for as long as the `Iface` that is borrowed here.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+impl FrameIo for TunIo {
+    fn read(&mut self, memory: &mut [u8]) -> io::Result<Option<usize>> {
+        // A plain device says nothing about its packets: they are whole.
+        let header = if self.has_headers() { 0 } else { VNET_LEN };
+        let (said, packet) = memory.split_at_mut_checked(header).unwrap_or_default();
+        said.fill(0);
+        match read(self.form.fd(self.queue), packet) {
+            Ok(len) => Ok(Some(header + len)),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
+
+    fn write(&mut self, mut parts: &[IoSlice<'_>]) -> Result<(), SendError> {
+        if !self.has_headers() {
+            let Some((header, packet)) = parts.split_first() else { return Ok(()) };
+            if **header != [0; VNET_LEN] {
+                return Err(SendError::Unsupported);
+            }
+            parts = packet;
+        }
+        loop {
+            match writev(self.form.fd(self.queue), parts) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EINVAL) => return Err(SendError::Unsupported),
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => {
+                    return Err(SendError::Dropped(DropReason::QueueFull));
+                }
+                Err(_) => return Err(SendError::Dropped(DropReason::DeviceFailed)),
+            }
+        }
+    }
+
+    fn has_headers(&self) -> bool {
+        matches!(self.form, Form::Frames(_))
+    }
+
+    fn wait(&mut self) -> io::Result<Wake> {
+        wait_readable([Some(self.form.fd(self.queue)), None], &self.wake)
+    }
+}
+
+#[expect(unsafe_code, reason = "tun-tap predates AsFd")]
+fn plain_fd(iface: &Iface) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as the `Iface` that is borrowed here.
+    unsafe { BorrowedFd::borrow_raw(iface.as_raw_fd()) }
 }

@@ -1,6 +1,6 @@
 //! The outer socket: UDP, batched by `recvmmsg` and `sendmmsg`.
 
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::info;
 
-use super::mmsg::{Mmsg, RecvOutcome, send_segments};
+use super::mmsg::{Mmsg, RecvOutcome};
 use super::wake::{WakeFd, wait_readable, wait_writable};
-use crate::ports::{Batch, PacketIo, SegmentIo, SendError, Target, Transmit, Wake};
+use crate::ports::{Batch, DatagramIo, SendError, Transmit, Wake};
 use encap::offload::{Feature, Features};
 
 /// Socket buffers, bytes. The kernel charges a 1,500-byte packet with up to 2,300 bytes and doubles what is
@@ -230,17 +230,9 @@ impl UdpIo {
     ) -> Self {
         Self { socket, other, queue, wake: wake.clone(), messages: Mmsg::new(slots) }
     }
-
-    /// The socket that reaches an address.
-    fn toward(&self, to: IpAddr) -> &OuterSocket {
-        match &self.other {
-            Some(other) if other.v6 == to.is_ipv6() => other,
-            _ => &self.socket,
-        }
-    }
 }
 
-impl PacketIo for UdpIo {
+impl DatagramIo for UdpIo {
     fn recv(&mut self, batch: &mut Batch) -> io::Result<()> {
         if let Some(other) = &mut self.other {
             // In turns, so that neither family starves the other.
@@ -256,58 +248,28 @@ impl PacketIo for UdpIo {
         Ok(())
     }
 
-    fn send(
-        &mut self,
-        batch: &Batch,
-        mut packets: &[Transmit],
-        mut outcome: impl FnMut(&Transmit, Result<(), DropReason>),
-    ) {
-        // The plain form has one queue.
-        let socket = self.socket.clone();
-        while !packets.is_empty() {
-            let sent = match self.messages.send(socket.sender(self.queue, None), batch, packets, socket.port)
-            {
-                Ok(sent) => sent,
-                Err(Errno::EINTR) => continue,
-                // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
-                Err(Errno::EAGAIN) if wait_writable(socket.sender(self.queue, None), &self.wake) => continue,
-                Err(errno) => {
-                    if let Some(first) = packets.first() {
-                        outcome(first, Err(reason(errno)));
-                    }
-                    packets = packets.get(1..).unwrap_or_default();
-                    continue;
-                }
-            };
-            let (done, rest) = packets.split_at(sent.min(packets.len()));
-            done.iter().for_each(|packet| outcome(packet, Ok(())));
-            packets = rest;
-        }
-    }
-
-    fn wait(&mut self) -> io::Result<Wake> {
-        let other = self.other.as_ref().map(|other| other.receiver(self.queue));
-        wait_readable([Some(self.socket.receiver(self.queue)), other], &self.wake)
-    }
-}
-
-impl SegmentIo for UdpIo {
-    fn send(&mut self, to: Target, size: usize, parts: &[IoSlice<'_>]) -> Result<(), SendError> {
-        let bytes: usize = parts.iter().map(|part| part.len()).sum();
-        let several = bytes > size;
-        let size = if several { Some(u16::try_from(size).map_err(|_| SendError::TooMuch)?) } else { None };
-        let outer = self.toward(to.addr);
-        let socket = outer.sender(self.queue, to.flow);
+    fn send(&mut self, transmits: &[Transmit<'_>]) -> Result<usize, SendError> {
+        let Some(first) = transmits.first() else { return Ok(0) };
+        let outer = toward(&self.socket, self.other.as_ref(), first.to.addr);
+        let socket = outer.sender(self.queue, first.to.flow);
+        // One call goes through one socket.
+        let alike = |one: &&Transmit<'_>| {
+            one.to.flow == first.to.flow && one.to.addr.is_ipv6() == first.to.addr.is_ipv6()
+        };
+        let alike = transmits.iter().take_while(alike).count();
+        let transmits = transmits.get(..alike).unwrap_or(transmits);
         loop {
-            match send_segments(socket, (to.addr, outer.port), to.ecn, size, parts) {
-                Ok(()) => return Ok(()),
+            match self.messages.send(socket, transmits, outer.port) {
+                Ok(sent) => return Ok(sent),
                 Err(Errno::EINTR) => {}
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
                 Err(Errno::EAGAIN) if wait_writable(socket, &self.wake) => {}
                 // Longer than the path takes or than a send holds; the datagrams one by one may still pass.
                 Err(Errno::EMSGSIZE) => return Err(SendError::TooMuch),
                 // An interface that cannot do checksums, or a kernel that knows the option and refuses its use.
-                Err(Errno::EIO | Errno::EINVAL) if several => return Err(SendError::Unsupported),
+                Err(Errno::EIO | Errno::EINVAL) if first.segment.is_some() => {
+                    return Err(SendError::Unsupported);
+                }
                 Err(errno) => return Err(SendError::Dropped(reason(errno))),
             }
         }
@@ -316,6 +278,16 @@ impl SegmentIo for UdpIo {
     fn flow_ports(&self) -> usize {
         self.socket.queues()
     }
+
+    fn wait(&mut self) -> io::Result<Wake> {
+        let other = self.other.as_ref().map(|other| other.receiver(self.queue));
+        wait_readable([Some(self.socket.receiver(self.queue)), other], &self.wake)
+    }
+}
+
+/// The socket that reaches an address.
+fn toward<'s>(socket: &'s OuterSocket, other: Option<&'s OuterSocket>, to: IpAddr) -> &'s OuterSocket {
+    other.filter(|other| other.v6 == to.is_ipv6()).unwrap_or(socket)
 }
 
 fn reason(errno: Errno) -> DropReason {

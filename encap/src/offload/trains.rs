@@ -1,7 +1,7 @@
 //! Which packets may share one `UDP_SEGMENT` send: the kernel then makes the outer headers once for all of them.
 //!
 //! The rule is the kernel's: all to one address and with the same mark (see [`ecn`](crate::ecn)), which is in the outer
-//! header, all of one length but the last, which may be shorter. A packet joins only the newest run to its destination,
+//! header, all of one length but the last, which may be shorter. A packet joins only the newest train to its destination,
 //! so that the order of packets to one peer stays as it was.
 
 use alloc::vec::Vec;
@@ -12,12 +12,12 @@ pub const MAX_SEGMENTS: usize = 64;
 /// How many bytes of payload one send may hold, all datagrams together.
 pub const MAX_BYTES: usize = 65_507;
 
-/// Runs that are looked at for one to join.
+/// Trains that are looked at for one to join.
 const LOOK_BACK: usize = 8;
 
-/// Packets of one send.
+/// A train of packets: those of one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run<K> {
+pub struct Train<K> {
     /// Where they go.
     pub to: K,
     /// The congestion mark of their outer headers.
@@ -28,17 +28,17 @@ pub struct Run<K> {
     pub count: usize,
     /// All bytes.
     pub bytes: usize,
-    /// The first one's number; the others follow by [`Runs::members`].
+    /// The first one's number; the others follow by [`Trains::members`].
     first: u32,
     last: u32,
     sealed: bool,
 }
 
-/// Sorts packets into runs. All memory is taken when it is made.
+/// Sorts packets into trains. All memory is taken when it is made.
 #[derive(Debug)]
-pub struct Runs<K> {
-    runs: Vec<Run<K>>,
-    /// For each packet the next one of its run.
+pub struct Trains<K> {
+    trains: Vec<Train<K>>,
+    /// For each packet the next one of its train.
     next: Vec<u32>,
     capacity: usize,
     max_segments: usize,
@@ -46,19 +46,19 @@ pub struct Runs<K> {
 
 const NONE: u32 = u32::MAX;
 
-impl<K: Copy + PartialEq> Runs<K> {
+impl<K: Copy + PartialEq> Trains<K> {
     /// For up to `capacity` packets.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self {
-            runs: Vec::with_capacity(capacity),
+            trains: Vec::with_capacity(capacity),
             next: Vec::with_capacity(capacity),
             capacity,
             max_segments: MAX_SEGMENTS,
         }
     }
 
-    /// Limits a run to `segments` packets from now on; with 1 every packet is sent by itself.
+    /// Limits a train to `segments` packets from now on; with 1 every packet is sent by itself.
     pub fn limit(&mut self, segments: usize) {
         self.max_segments = segments.clamp(1, MAX_SEGMENTS);
     }
@@ -86,7 +86,7 @@ impl<K: Copy + PartialEq> Runs<K> {
 
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
-        self.runs.clear();
+        self.trains.clear();
         self.next.clear();
     }
 
@@ -97,25 +97,25 @@ impl<K: Copy + PartialEq> Runs<K> {
         }
         let number = self.next.len() as u32;
         self.next.push(NONE);
-        let newest = self.runs.iter_mut().rev().take(LOOK_BACK).find(|run| run.to == to);
-        if let Some(run) = newest
-            && !run.sealed
-            && run.ecn == ecn
-            && len <= run.size
-            && run.count < self.max_segments
-            && run.bytes + len <= MAX_BYTES
+        let newest = self.trains.iter_mut().rev().take(LOOK_BACK).find(|train| train.to == to);
+        if let Some(train) = newest
+            && !train.sealed
+            && train.ecn == ecn
+            && len <= train.size
+            && train.count < self.max_segments
+            && train.bytes + len <= MAX_BYTES
         {
-            run.sealed = len < run.size;
-            run.count += 1;
-            run.bytes += len;
-            if let Some(last) = self.next.get_mut(run.last as usize) {
+            train.sealed = len < train.size;
+            train.count += 1;
+            train.bytes += len;
+            if let Some(last) = self.next.get_mut(train.last as usize) {
                 *last = number;
             }
-            run.last = number;
+            train.last = number;
             return;
         }
         // An empty datagram has no size to cut by.
-        self.runs.push(Run {
+        self.trains.push(Train {
             to,
             ecn,
             size: len,
@@ -127,15 +127,15 @@ impl<K: Copy + PartialEq> Runs<K> {
         });
     }
 
-    /// The runs, in order of their first packets.
+    /// The trains, in order of their first packets.
     #[must_use]
-    pub fn runs(&self) -> &[Run<K>] {
-        &self.runs
+    pub fn trains(&self) -> &[Train<K>] {
+        &self.trains
     }
 
-    /// The numbers of a run's packets, in order.
-    pub fn members(&self, run: &Run<K>) -> impl Iterator<Item = usize> + '_ {
-        let mut next = run.first;
+    /// The numbers of a train's packets, in order.
+    pub fn members(&self, train: &Train<K>) -> impl Iterator<Item = usize> + '_ {
+        let mut next = train.first;
         core::iter::from_fn(move || {
             let number = next as usize;
             next = *self.next.get(number)?;
