@@ -2,6 +2,7 @@
 
 mod frames;
 mod mmsg;
+mod reuseport;
 mod steering;
 pub mod tun;
 pub mod udp;

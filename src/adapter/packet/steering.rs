@@ -194,3 +194,6 @@ impl Steering {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 }
+
+#[cfg(test)]
+mod tests;

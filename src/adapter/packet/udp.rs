@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::info;
 
 use super::mmsg::{Mmsg, RecvOutcome};
+use super::reuseport;
 use super::wake::{WakeFd, wait_readable, wait_writable};
 use crate::ports::{Batch, DatagramIo, SendError, Transmit, Wake};
 use encap::offload::{Feature, Features};
@@ -62,7 +63,9 @@ impl OuterSocket {
         }
         let bound = Self { sockets: sockets.into(), senders: Arc::default(), port, v6: address.is_ipv6() };
         if queues > 1 {
-            bound.share_out();
+            let outcome = reuseport::share_out(&bound.sockets[0], queues, bound.v6);
+            let _ = outcome
+                .inspect_err(|errno| info!(%errno, "the kernel shares out what arrives by its own hash"));
         }
         Ok(bound)
     }
@@ -86,29 +89,6 @@ impl OuterSocket {
         let port = u16::try_from(by).ok().filter(|by| *by > 0)?.checked_add(self.port)?;
         let bound = Self::bind_one(SocketAddr::new(address, port));
         bound.inspect_err(|_| info!(port, "is in use: its flows are sent from the tunnel's own port")).ok()
-    }
-
-    /// Has the kernel choose by address and port of the sender, in turn, among the sockets: a hash would give several
-    /// ports of a node to one of few sockets. Where it refuses, its hash it is.
-    fn share_out(&self) {
-        const NETWORK: u32 = libc::SKF_NET_OFF as u32;
-        // The last 32 bits of the address, and the port behind a header without options. With options it is two other
-        // bytes, which may put a flow elsewhere but seldom part it.
-        let (address, port) = if self.v6 { (20, 40) } else { (12, 20) };
-        let count = self.sockets.len() as u32;
-        let insn = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-        let mut program = [
-            insn(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, NETWORK.wrapping_add(address)),
-            insn(libc::BPF_MISC | libc::BPF_TAX, 0),
-            insn(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, NETWORK.wrapping_add(port)),
-            insn(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0),
-            insn(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
-            insn(libc::BPF_RET | libc::BPF_A, 0),
-        ];
-        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        if let Err(errno) = setsockopt(&self.sockets[0], sockopt::AttachReusePortCbpf, &program) {
-            info!(%errno, "the kernel shares out what arrives by its own hash");
-        }
     }
 
     /// Not yet bound. Says of each datagram whether the network marked it.
