@@ -13,6 +13,7 @@ macro_rules! page {
         #[doc = "[operations]: crate::docs::operations"]
         #[doc = "[metrics]: crate::docs::metrics"]
         #[doc = "[drop reasons]: crate::docs::metrics#drop-reasons"]
+        #[doc = "[refusals]: crate::docs::metrics#why-a-node-is-refused"]
         #[doc = "[design]: crate::docs::design"]
         #[doc = "[changelog]: crate::docs::changelog"]
         #[doc = "[encap]: encap"]

@@ -13,6 +13,7 @@ use crate::config::{self, netconf};
 use crate::dataplane::Shared;
 use crate::lease::{Annotations, PodReason, Reason};
 use crate::plan::Object;
+use crate::report::Code;
 use crate::telemetry::metrics::{Metrics, PASSES, SUBNET_ENV};
 
 #[test]
@@ -113,6 +114,20 @@ fn reasons_of_refusals() {
     same("reason", rows.iter().map(Row::name), Reason::LABELS.map(str::to_owned));
     let pods = values(&page.rows("Nodes"), "loden_refused_pods");
     same("reason", pods.iter().map(String::as_str), PodReason::LABELS.map(str::to_owned));
+}
+
+/// Each code has a section, whose text begins with how severe it usually is.
+#[test]
+fn codes_of_concerns() {
+    let page = Page::manual("operations.md");
+    let sections = page.headings().into_iter().skip_while(|(_, title)| *title != "Concerns").skip(1);
+    let codes: Vec<&str> = sections.take_while(|(level, _)| *level == 3).map(|(_, title)| title).collect();
+    same("code", codes, Code::ALL.iter().map(|code| code.as_str().to_owned()));
+    for code in Code::ALL {
+        let (_, text) = page.text.split_once(&format!("\n### {}\n\n", code.as_str())).unwrap();
+        let severity = code.severity().as_str();
+        assert!(text.starts_with(&format!("`{severity}`. ")), "{} is {severity}", code.as_str());
+    }
 }
 
 #[test]
