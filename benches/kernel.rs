@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use loden::adapter::firewall::Firewall as Rules;
 use loden::adapter::netlink::LinuxKernel;
-use loden::config::netconf::{BackendConf, NetConf};
+use loden::backend::{Backend, Choice};
+use loden::config::netconf::NetConf;
 use loden::lease::{Annotations, ByFamily, IndexConfig, LeaseIndex, NodeFacts, OwnLease, fib};
 use loden::plan::firewall::{Check, Firewall, Guard, Manager, Masquerade, Senders};
 use loden::plan::{Intent, Vtep};
@@ -111,6 +112,7 @@ fn node(number: u16, place: u16, backend: &str) -> NodeFacts {
 /// The map and the loop, joined as the daemon joins them.
 struct Bench {
     conf: NetConf,
+    backend: Backend,
     index: LeaseIndex,
     external: u32,
     goals: watch::Sender<Option<Arc<Intent>>>,
@@ -118,7 +120,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn start(conf: NetConf, index: LeaseIndex) -> Self {
+    async fn start(conf: NetConf, backend: Backend, index: LeaseIndex) -> Self {
         let external = nix::net::if_::if_nametoindex("eth0").expect("eth0");
         let (goals, seen) = watch::channel(None);
         let (passes, received) = mpsc::unbounded_channel();
@@ -130,7 +132,7 @@ impl Bench {
             let _ = passes.send((pass.tried, errors));
         };
         tokio::task::spawn_local(reconcile::run(kernel, seen, || {}, report));
-        Self { conf, index, external, goals, passes: received }
+        Self { conf, backend, index, external, goals, passes: received }
     }
 
     /// What the index holds now, as the daemon's goal.
@@ -141,19 +143,17 @@ impl Bench {
         let networks = self.conf.networks();
         let senders =
             fib::senders(&snapshot).map(|(addr, lease)| (addr, lease.prefixes().copied().collect()));
-        let guard = match &self.conf.backend {
-            BackendConf::Vxlan(conf) => Some(Guard {
-                port: conf.port,
-                senders: Senders::new(senders),
-                untracked: true,
-                check: Some(Check { vni: conf.vni, networks: networks.clone(), enforce: true }),
-            }),
-            _ => None,
-        };
+        let check = |vni| Check { vni, networks: networks.clone(), enforce: true };
+        let guard = self.backend.door().map(|door| Guard {
+            port: door.port,
+            senders: Senders::new(senders),
+            untracked: true,
+            check: door.kernel_checks.map(check),
+        });
         let rules = Firewall::new(Manager::Iptables, &networks, &own, masquerade, true);
         let vtep = Vtep { published: None, derived: Vtep::derive("n1", "flannel.1") };
         self.goals.send_replace(Some(Arc::new(Intent {
-            backend: self.conf.backend,
+            backend: self.backend,
             external: self.external,
             external_name: "eth0".into(),
             local: ByFamily { v4: Some(Ipv4Addr::new(172, 20, 255, 254).into()), v6: None },
@@ -205,18 +205,19 @@ impl Bench {
 async fn measure(backend: &'static str, peers: u16) -> Costs {
     let text = json!({ "Network": "10.0.0.0/8", "Backend": { "Type": backend } }).to_string();
     let (conf, _) = NetConf::parse(&text).expect("a configuration");
+    let (choice, _) = Choice::read(&conf).expect("a backend");
     let own =
         NodeFacts { name: "n1".into(), pod_cidrs: vec!["10.200.0.0/24".into()], ..node(0, 0xfffe, backend) };
     let config = IndexConfig {
         own_node: "n1".into(),
         networks: conf.networks(),
-        backend: conf.backend,
+        backend: choice.backend,
         managed_only: true,
     };
     let everybody = || (1..=peers).map(|number| node(number, number, backend)).chain([own.clone()]).collect();
     let mut index = LeaseIndex::new(config.clone());
     index.reset(vec![own.clone()]);
-    let mut bench = Bench::start(conf.clone(), index).await;
+    let mut bench = Bench::start(conf.clone(), choice.backend, index).await;
     bench.apply(|_| {}).await;
     let program = bench
         .apply(|index| {
@@ -252,7 +253,7 @@ async fn measure(backend: &'static str, peers: u16) -> Costs {
     let Bench { index, goals, passes, .. } = bench;
     drop((goals, passes));
     tokio::task::yield_now().await;
-    let mut bench = Bench::start(conf, index).await;
+    let mut bench = Bench::start(conf, choice.backend, index).await;
     let start_again = bench.apply(|_| {}).await;
     Costs { backend, peers, program, start_again, changes, repairs }
 }

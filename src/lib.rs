@@ -6,7 +6,7 @@
 //! | floor | modules | may do |
 //! | --- | --- | --- |
 //! | 0 | the `encap` crate | nothing but compute: `no_std`, no clock, no socket |
-//! | 1 | [`config`], [`lease`], [`plan`], [`report`], [`view`] | pure functions and values |
+//! | 1 | [`config`], [`backend`], [`lease`], [`plan`], [`report`], [`view`] | pure functions and values |
 //! | 2 | [`ports`] | the traits between the pure half and the machine |
 //! | 3 | [`dataplane`], [`reconcile`] | loops, generic over ports |
 //! | 4 | [`adapter`], [`telemetry`] | every system call, socket, exec and HTTP call |
@@ -16,6 +16,7 @@
 //! The manual is in [`docs`].
 
 pub mod adapter;
+pub mod backend;
 pub mod commands;
 pub mod config;
 pub mod daemon;

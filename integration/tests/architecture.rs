@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Modules of the root package by floor. A module may name its own floor and lower ones.
 /// Floor 0 is the crate `encap`.
 const FLOORS: [&[&str]; 5] = [
-    &["config", "lease", "plan", "report", "view"],
+    &["backend", "config", "lease", "plan", "report", "view"],
     &["ports"],
     &["dataplane", "reconcile"],
     &["adapter", "telemetry"],

@@ -4,18 +4,15 @@ use tracing::{info, warn};
 
 use super::state::State;
 use crate::adapter::{ethtool, sysctl};
+use crate::backend::ChecksumOffload;
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::{BackendConf, ChecksumOffload};
 use crate::plan;
 
 impl State {
     /// Decides for the interface that is below now, and says why.
     pub(super) fn decide_checksum(&self, external: &ExternalInterface) {
-        let BackendConf::Vxlan(conf) = &self.conf.backend else { return };
-        if conf.in_userspace() {
-            return;
-        }
-        let decided = match conf.checksum_offload {
+        let Some(configured) = self.backend.checksum_offload() else { return };
+        let decided = match configured {
             ChecksumOffload::On => Some(true),
             ChecksumOffload::Off => Some(false),
             ChecksumOffload::Auto => {
@@ -27,7 +24,7 @@ impl State {
                 broken.map(|_| false)
             }
         };
-        if conf.checksum_offload != ChecksumOffload::Auto {
+        if configured != ChecksumOffload::Auto {
             info!(
                 on = decided == Some(true),
                 "checksum offload of the tunnel, as Backend.ChecksumOffload says"
@@ -39,7 +36,7 @@ impl State {
 
     /// The backend for people, with what is not as usual.
     pub(super) fn backend_words(&self) -> String {
-        let backend = self.conf.backend.description();
+        let backend = self.backend.description();
         match self.tx_checksum.get() {
             Some(false) => format!("{backend}, checksum offload off"),
             _ => backend.to_owned(),

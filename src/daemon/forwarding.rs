@@ -1,9 +1,10 @@
 //! The data path of a backend whose packets go through this process, and what may happen to it. The others have none.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use encap::{Family, Framing, VxlanFraming};
+use encap::Family;
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -15,8 +16,8 @@ use super::state::State;
 use crate::adapter::netlink::{self, TunSlot};
 use crate::adapter::packet::tun::{TunDevice, TunOptions};
 use crate::adapter::tasks::{Cause, spawn_short};
+use crate::backend::Transport;
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::BackendConf;
 use crate::dataplane;
 use crate::lease::FAMILIES;
 
@@ -45,46 +46,39 @@ pub(super) enum Event {
 pub(super) struct Tunnel {
     device: String,
     endpoint: Endpoint,
-    framing: Framing,
-    /// Devices of the kernel's that do the same and would be in the way.
-    instead_of: Vec<String>,
+    transport: Transport,
 }
 
 impl State {
     /// What the data path is made of; `None` where packets do not go through this process.
     pub(super) fn tunnel(&self, external: &ExternalInterface) -> Result<Option<Tunnel>> {
-        Ok(match &self.conf.backend {
-            BackendConf::Udp { port } => {
-                let address = external.address().context("the external interface has no address any more")?;
-                let endpoint = Endpoint { address, other: None, port: *port };
-                let device = self.tunnel_name();
-                Some(Tunnel { device, endpoint, framing: Framing::Plain, instead_of: Vec::new() })
-            }
-            BackendConf::Vxlan(conf) if conf.in_userspace() => {
-                // As with the kernel's: pods of each family over nodes' addresses of that family.
-                let networks = self.conf.networks();
-                let carried = |family| networks.iter().any(|net| Family::of(net.addr()) == family);
-                let address = |family| external.addresses(family).filter(|_| carried(family));
-                let mut addresses = FAMILIES.into_iter().filter_map(address).map(|(own, _)| own);
-                let address =
-                    addresses.next().context("the external interface has no address that VXLAN could use")?;
-                let endpoint = Endpoint { address, other: addresses.next(), port: conf.port };
-                let vteps = self.vteps();
-                let (mac_v4, mac_v6) = (vteps.v4.address(), vteps.v6.address());
-                let framing = Framing::Vxlan(VxlanFraming { vni: conf.vni, mac_v4, mac_v6 });
-                let instead_of = FAMILIES.map(|family| conf.device(family)).to_vec();
-                Some(Tunnel { device: self.tunnel_name(), endpoint, framing, instead_of })
-            }
-            BackendConf::Vxlan(_) | BackendConf::HostGw => None,
-        })
+        let vteps = self.vteps();
+        let Some(transport) = self.backend.transport(|family| vteps.get(family).address()) else {
+            return Ok(None);
+        };
+        let mut addresses = self.outer_addresses(external).into_iter();
+        let address = addresses.next().context("the external interface has no address for the tunnel")?;
+        let endpoint = Endpoint { address, other: addresses.next(), port: transport.port };
+        Ok(Some(Tunnel { device: self.tunnel_name(), endpoint, transport }))
+    }
+
+    /// Where packets are sent from and taken, of one family or of both.
+    fn outer_addresses(&self, external: &ExternalInterface) -> Vec<IpAddr> {
+        if !self.backend.pairs_families() {
+            return external.address().into_iter().collect();
+        }
+        // As with the kernel's devices: pods of each family over nodes' addresses of that family.
+        let networks = self.conf.networks();
+        let carried = |family: &Family| networks.iter().any(|net| Family::of(net.addr()) == *family);
+        let address = |family| external.addresses(family).map(|(own, _)| own);
+        FAMILIES.into_iter().filter(carried).filter_map(address).collect()
     }
 }
 
 impl Forwarding {
     /// Opens device and socket and starts; the slot is the kernel side's end.
     pub(super) async fn start(state: &State, tunnel: Tunnel, handle: Handle) -> Result<(TunSlot, Self)> {
-        for name in &tunnel.instead_of {
-            // It holds the name, the port and, were it to stay, the routes.
+        for name in &tunnel.transport.instead_of {
             let removed = netlink::remove_vxlan(name).await;
             if removed.with_context(|| format!("cannot remove the kernel's {name}"))? {
                 info!(name, "the kernel's VXLAN device made way for ours");
@@ -93,12 +87,12 @@ impl Forwarding {
         let (mut data_path, exits) = DataPath::bind(
             state.shared.clone(),
             tunnel.endpoint,
-            tunnel.framing,
+            tunnel.transport.framing,
             Threads { queues: state.queues, spin: state.conf.spin, pin: state.conf.pin },
         )?;
         let options = TunOptions {
             offloads: state.offloads,
-            frames: dataplane::needs_headers(tunnel.framing),
+            frames: dataplane::needs_headers(tunnel.transport.framing),
             queues: state.queues,
         };
         let device = TunDevice::open(&tunnel.device, options)?;

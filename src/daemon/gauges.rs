@@ -12,7 +12,6 @@ use super::data_path::DataPath;
 use super::state::State;
 use crate::adapter::firewall::{GuardCounters, GuardReader};
 use crate::adapter::netlink;
-use crate::config::netconf::BackendConf;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::refusals::Refusals;
 use encap::offload::Features;
@@ -85,7 +84,7 @@ impl Doors {
 
     #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
     pub(super) fn read(&mut self, state: &State) {
-        if !matches!(state.conf.backend, BackendConf::Vxlan(_)) {
+        if state.backend.door().is_none_or(|door| door.kernel_checks.is_none()) {
             return;
         }
         // Without a table there is nothing to count, and the pass over the kernel says why there is none.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use encap::{Family, Prefix, SourceCheck};
 
 use super::state::State;
+use crate::backend::Devices;
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::BackendConf;
 use crate::lease::{ByFamily, fib};
 use crate::plan::firewall::{Check, Firewall, Guard, Manager, Masquerade, Senders};
 use crate::plan::{Intent, Vtep};
@@ -30,13 +30,15 @@ impl State {
     /// Our own Node is read once, at the start: afterwards the device that is in force decides, and whoever writes
     /// something else there is corrected.
     pub(super) fn vteps(&self) -> ByFamily<Vtep> {
-        let BackendConf::Vxlan(conf) = &self.conf.backend else { return ByFamily::default() };
         let facts = self.snapshot().own_facts.clone();
         let published = facts.as_ref().map(|facts| facts.annotations.vtep_macs()).unwrap_or_default();
         let uid = facts.as_ref().map(|facts| facts.uid.as_str()).filter(|uid| !uid.is_empty());
-        ByFamily::of(|family| Vtep {
-            published: *published.get(family),
-            derived: Vtep::derive(uid.unwrap_or(&self.node), &conf.device(family)),
+        ByFamily::of(|family| {
+            let of = |device: String| Vtep {
+                published: *published.get(family),
+                derived: Vtep::derive(uid.unwrap_or(&self.node), &device),
+            };
+            self.backend.vtep_name(family).map(of).unwrap_or_default()
         })
     }
 
@@ -55,12 +57,10 @@ impl State {
         let (own, external) = (self.own.borrow(), self.external.borrow());
         let external = external.as_ref().filter(|_| !own.is_empty())?;
         // What goes through this process is looked up there: to the kernel all peers are one device.
-        let peers = match self.conf.backend {
-            BackendConf::Udp { .. } => Vec::new(),
-            BackendConf::Vxlan(_) | BackendConf::HostGw => self.snapshot().peers.clone(),
-        };
+        let peers =
+            if self.backend.kernel_knows_peers() { self.snapshot().peers.clone() } else { Vec::new() };
         Some(Intent {
-            backend: self.conf.backend,
+            backend: self.backend,
             external: external.index,
             external_name: external.name.clone(),
             local: ByFamily { v4: external.addr.map(IpAddr::V4), v6: external.addr6.map(IpAddr::V6) },
@@ -91,31 +91,23 @@ impl State {
             networks: self.conf.networks(),
             enforce: self.conf.source_check == SourceCheck::Enforce,
         };
-        let (port, check) = match &self.conf.backend {
-            BackendConf::Udp { port } => (*port, None),
-            BackendConf::Vxlan(conf) => (conf.port, (!conf.in_userspace()).then(|| check(conf.vni))),
-            BackendConf::HostGw => return None,
-        };
+        let door = self.backend.door()?;
         let snapshot = self.snapshot();
         let senders =
             fib::senders(&snapshot).map(|(addr, lease)| (addr, lease.prefixes().copied().collect()));
-        let check = check.filter(|_| self.conf.source_check != SourceCheck::Off);
-        Some(Guard { port, senders: Senders::new(senders), untracked: true, check })
+        let check = door.kernel_checks.filter(|_| self.conf.source_check != SourceCheck::Off).map(check);
+        Some(Guard { port: door.port, senders: Senders::new(senders), untracked: true, check })
     }
 
     /// The device that packets for peers leave by, for people.
     pub(super) fn tunnel_name(&self) -> String {
-        match &self.conf.backend {
-            BackendConf::Udp { .. } => crate::plan::TUN.to_owned(),
-            BackendConf::Vxlan(conf) if conf.in_userspace() => {
-                let first = self.conf.networks().first().map_or(Family::V4, |net| Family::of(net.addr()));
-                conf.device(first)
+        let families: Vec<Family> = self.conf.networks().iter().map(|net| Family::of(net.addr())).collect();
+        match self.backend.devices(&families) {
+            Devices::Tun { name } => name,
+            Devices::Vxlan { names, .. } => {
+                names.into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(" and ")
             }
-            BackendConf::Vxlan(conf) => {
-                let families = self.conf.networks().into_iter().map(|network| Family::of(network.addr()));
-                families.map(|family| conf.device(family)).collect::<Vec<_>>().join(" and ")
-            }
-            BackendConf::HostGw => {
+            Devices::None => {
                 self.external.borrow().as_ref().map(|external| external.name.clone()).unwrap_or_default()
             }
         }

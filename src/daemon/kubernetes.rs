@@ -93,7 +93,7 @@ impl State {
         };
         let (public_ip, public_ipv6) = self.public_ips();
         let published = Published {
-            backend: &self.conf.backend,
+            backend: &self.backend,
             public_ip,
             public_ipv6,
             vtep_macs: self.vtep_macs.get(),
@@ -117,7 +117,7 @@ impl State {
     pub(super) fn public_ips(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let external = self.external.borrow();
         let Some(external) = &*external else { return (None, None) };
-        let (v4, v6) = if self.conf.backend.pairs_families() {
+        let (v4, v6) = if self.backend.pairs_families() {
             (self.conf.network.is_some(), self.conf.ipv6_network.is_some())
         } else {
             (external.addr.is_some(), external.addr.is_none())

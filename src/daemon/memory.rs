@@ -38,7 +38,7 @@ impl Memory {
             server: api.url().to_owned(),
             authority: api.authority().to_owned(),
             networks: networks.join(","),
-            backend: format!("{:?}", state.conf.backend),
+            backend: format!("{:?}", state.backend),
             prefix: state.args.kube_annotation_prefix.to_string(),
         };
         Self { path: cache::path(&state.args.subnet_file), scope, seen: Seen::default() }

@@ -1,6 +1,7 @@
 //! The one wiring place: builds state and adapters, spawns the loops, and ends them in order.
 
 mod checksum;
+mod choose_backend;
 mod data_path;
 mod forwarding;
 mod gauges;
@@ -16,7 +17,6 @@ mod roaming;
 mod serve;
 mod state;
 mod subnet_file;
-mod vxlan_mode;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -104,13 +104,13 @@ struct Start {
 
 impl Start {
     async fn new(node: String, source: String, run: Run) -> Result<Self> {
-        let mut conf = read_net_conf(&run.args.net_config_path)?;
+        let conf = read_net_conf(&run.args.net_config_path)?;
         let lock = RunLock::take(&run.args.subnet_file)?;
         let offloads = if conf.offload { run.offloads } else { Features::NONE };
-        let unasked = vxlan_mode::decide(&mut conf.backend).await?;
-        let state = State::new(node, source, run.args, conf, offloads)?;
+        let (backend, unasked) = choose_backend::choose(&conf, &run.args.net_config_path).await?;
+        let state = State::new(node, source, run.args, conf, backend, offloads)?;
         state.health.borrow_mut().backend_note = unasked;
-        let labels = [state.conf.backend.name(), state.conf.backend.mode()];
+        let labels = [state.backend.name(), state.backend.mode()];
         state.metrics.backend.with_label_values(&labels).set(1);
         let (tasks, ends) = tasks::watched();
         Ok(Self { state: Rc::new(state), tasks, ends, _lock: lock })
@@ -189,7 +189,7 @@ async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + '
     let facts = state.snapshot().own_facts.clone();
     let external = interface::external(&state.args, &handle, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
-    state.conf.backend.check_interface(&external, &state.conf.networks())?;
+    state.backend.check_interface(&external, &state.conf.networks())?;
     let (slot, mut forwarding) = match state.tunnel(&external)? {
         Some(tunnel) => {
             let (slot, forwarding) = Forwarding::start(state, tunnel, handle.clone()).await?;

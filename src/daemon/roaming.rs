@@ -84,7 +84,7 @@ async fn look(state: &State, handle: &Handle) -> Result<Option<ExternalInterface
     }
     let facts = state.snapshot().own_facts.clone();
     let next = interface::external(&state.args, handle, facts.as_deref()).await?;
-    state.conf.backend.check_interface(&next, &state.conf.networks())?;
+    state.backend.check_interface(&next, &state.conf.networks())?;
     next.address().context("no interface has an address")?;
     Ok(Some(next))
 }

@@ -128,7 +128,7 @@ async fn verify(state: &State) -> Result<VerifyView> {
     });
     Ok(VerifyView {
         node: state.node.clone(),
-        backend: state.conf.backend.name().into(),
+        backend: state.backend.name().into(),
         wanted: compared.wanted.into_iter().map(|(object, count)| (object.as_str().into(), count)).collect(),
         differences: differences.collect(),
         rules: compared.rules,

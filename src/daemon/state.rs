@@ -14,9 +14,10 @@ use tracing::{info, warn};
 use super::subnet_file::former_networks;
 use crate::adapter::firewall::Look;
 use crate::adapter::kube::publish::Publication;
+use crate::backend::Backend;
 use crate::config::DaemonArgs;
 use crate::config::iface::ExternalInterface;
-use crate::config::netconf::{BackendConf, NetConf};
+use crate::config::netconf::NetConf;
 use crate::dataplane::Shared;
 use crate::lease::cache::{self, Scope};
 use crate::lease::{ByFamily, Change, IndexConfig, LeaseIndex, Notice, OwnLease, Reason, Snapshot, fib};
@@ -33,6 +34,7 @@ pub(super) struct State {
     pub(super) source: String,
     pub(super) args: DaemonArgs,
     pub(super) conf: NetConf,
+    pub(super) backend: Backend,
     /// What the data path may use of the kernel's offloads.
     pub(super) offloads: Features,
     /// How many threads the data path has for each direction.
@@ -111,16 +113,16 @@ impl State {
         source: String,
         args: DaemonArgs,
         conf: NetConf,
+        backend: Backend,
         offloads: Features,
     ) -> Result<Self> {
         let queues = queues(&conf, offloads);
-        // Without a data path of ours nobody sends to its port.
-        let port = if let BackendConf::Udp { port } = conf.backend { port } else { 0 };
+        let port = backend.door().map_or(0, |door| door.port);
         let shared = Shared::new(conf.source_check, port, queues);
         let mut index = LeaseIndex::new(IndexConfig {
             own_node: node.clone(),
             networks: conf.networks(),
-            backend: conf.backend,
+            backend,
             managed_only: args.kube_subnet_mgr,
         });
         let waiting = Some(format!("waiting for {source} to be read"));
@@ -159,6 +161,7 @@ impl State {
             source,
             args,
             conf,
+            backend,
             offloads,
             queues,
             shared,

@@ -8,9 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use encap::{Family, MacAddr};
 use serde::{Deserialize, Serialize};
 
-use super::vtep::{self, VtepData};
 use super::{ByFamily, LodenCaps};
-use crate::config::netconf::BackendConf;
+use crate::backend::{Backend, VtepData};
 use crate::config::{AnnotationPrefix, excerpt};
 
 /// Names behind the prefix.
@@ -216,7 +215,7 @@ fn address<A: std::str::FromStr>(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published<'a> {
     /// Our backend.
-    pub backend: &'a BackendConf,
+    pub backend: &'a Backend,
     /// Our public IPv4 address, if IPv4 packets come to it.
     pub public_ip: Option<Ipv4Addr>,
     /// Our public IPv6 address, if IPv6 packets come to it.
@@ -266,10 +265,7 @@ impl Published<'_> {
     }
 
     fn data(&self, family: Family) -> Option<String> {
-        match self.backend {
-            BackendConf::Vxlan(conf) => self.vtep_macs.get(family).map(|mac| vtep::render(conf.vni, mac)),
-            BackendConf::Udp { .. } | BackendConf::HostGw => Some("null".to_owned()),
-        }
+        self.backend.own_data(*self.vtep_macs.get(family))
     }
 
     /// Those of [`Published::render`] that `own` does not have yet, or not with this value.

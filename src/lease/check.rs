@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use encap::{Family, MacAddr, Prefix, PrefixError};
 
 use super::annotation::{self, AnnotationError, name};
-use super::vtep::VtepData;
 use super::{ByFamily, IndexConfig, LodenCaps, NodeFacts, Reason};
-use crate::config::netconf::BackendConf;
+use crate::backend::{Backend, PeerDataError};
 
 /// A node has at most one podCIDR per family; a file written by hand may be generous.
 const MAX_POD_CIDRS: usize = 16;
@@ -110,7 +109,7 @@ pub(super) fn unmanaged(facts: &NodeFacts) -> Fault {
 }
 
 /// A node without any of these annotations has not said what it runs; a file need not have them.
-fn mismatch(facts: &NodeFacts, backend: &BackendConf) -> Option<String> {
+fn mismatch(facts: &NodeFacts, backend: &Backend) -> Option<String> {
     let annotations = &facts.annotations;
     let speaks = annotations.backend_type.is_some()
         || annotations.public_ip.is_some()
@@ -170,7 +169,7 @@ fn prefixes(facts: &NodeFacts, config: &IndexConfig, family: Family) -> Result<V
 /// The public address for a family's pods, and the field it was taken from.
 fn annotated(
     facts: &NodeFacts,
-    backend: &BackendConf,
+    backend: &Backend,
     family: Family,
 ) -> Result<Option<(&'static str, IpAddr)>, (&'static str, AnnotationError)> {
     let annotations = &facts.annotations;
@@ -202,14 +201,14 @@ fn public_ip(facts: &NodeFacts, config: &IndexConfig, family: Family) -> Result<
     }
 }
 
-fn internal_ip(facts: &NodeFacts, backend: &BackendConf, family: Family) -> Option<(&'static str, IpAddr)> {
+fn internal_ip(facts: &NodeFacts, backend: &Backend, family: Family) -> Option<(&'static str, IpAddr)> {
     let of = |family| facts.internal_ips.iter().copied().find(|ip| Family::of(*ip) == family);
     let ip = if backend.pairs_families() { of(family) } else { of(Family::V4).or(of(Family::V6)) };
     ip.map(|ip| (INTERNAL_IP, ip))
 }
 
 /// The field that a good candidate's public address was taken from.
-pub(super) fn address_field(facts: &NodeFacts, backend: &BackendConf, family: Family) -> &'static str {
+pub(super) fn address_field(facts: &NodeFacts, backend: &Backend, family: Family) -> &'static str {
     annotated(facts, backend, family).ok().flatten().map_or(INTERNAL_IP, |(field, _)| field)
 }
 
@@ -222,17 +221,16 @@ pub(super) fn data_field(family: Family) -> &'static str {
 }
 
 /// The address of the peer's VXLAN device, for the backend that needs it.
-fn vtep_mac(facts: &NodeFacts, backend: &BackendConf, family: Family) -> Result<Option<MacAddr>, Fault> {
-    let BackendConf::Vxlan(conf) = backend else { return Ok(None) };
+fn vtep_mac(facts: &NodeFacts, backend: &Backend, family: Family) -> Result<Option<MacAddr>, Fault> {
     let value = facts.annotations.backend_data_of(family);
-    let fault = |reason| Fault::new(data_field(family), value.unwrap_or_default(), reason);
-    let data = VtepData::parse(value).map_err(|e| fault(Reason::BadBackendData(e.to_string())))?;
-    let data = data.ok_or_else(|| fault(Reason::NoVtepMac))?;
-    let ours = conf.vni.get();
-    if data.vni.is_some_and(|theirs| theirs != u64::from(ours)) {
-        return Err(fault(Reason::OtherVni { ours }));
-    }
-    Ok(Some(data.mac))
+    backend.peer_data(value).map_err(|error| {
+        let reason = match error {
+            PeerDataError::NoVtepMac => Reason::NoVtepMac,
+            PeerDataError::OtherVni { ours } => Reason::OtherVni { ours },
+            PeerDataError::Unreadable { .. } => Reason::BadBackendData(error.to_string()),
+        };
+        Fault::new(data_field(family), value.unwrap_or_default(), reason)
+    })
 }
 
 /// Why nothing can be sent to an address, if nothing can. Link-local addresses mean something only together with an

@@ -24,7 +24,7 @@ use super::check::{self, Candidate, Fault, Judged, Verdict};
 use super::claims::Claims;
 use super::pods::PodIndex;
 use super::{ByFamily, Change, FAMILIES, NodeFacts, Reason, Snapshot};
-use crate::config::netconf::BackendConf;
+use crate::backend::Backend;
 
 /// What an index judges by.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct IndexConfig {
     /// The cluster networks: `NetConf::networks`.
     pub networks: Vec<Prefix>,
     /// Our backend, which peers have to run too.
-    pub backend: BackendConf,
+    pub backend: Backend,
     /// Only nodes with the annotation `kube-subnet-manager: "true"` are peers, as in flannel: the API also lists
     /// nodes that run something else. A file lists whom it means.
     pub managed_only: bool,

@@ -20,7 +20,6 @@ mod protobuf;
 mod snapshot;
 pub mod subnet_env;
 mod unlisted;
-pub mod vtep;
 
 use std::net::IpAddr;
 

@@ -12,7 +12,7 @@ use super::firewall::Firewall;
 use super::{
     BLACKHOLE_METRIC, Device, Hop, Intent, LinkKind, LinkSpec, Observed, Route, RouteKey, Vxlan, Wanted,
 };
-use crate::config::netconf::{BackendConf, TunnelMtuError, VxlanConf};
+use crate::backend::{DeviceSettings, Devices, PeerRoute, TunnelMtuError};
 use crate::lease::{ByFamily, Half, Lease};
 
 /// Packets the kernel may queue on a TUN device before it drops.
@@ -95,12 +95,12 @@ pub fn desired(
             firewall: intent.firewall.clone(),
         },
     };
-    match &intent.backend {
-        BackendConf::Udp { .. } => build.udp()?,
-        BackendConf::Vxlan(conf) if conf.in_userspace() => build.vxlan_in_userspace(conf)?,
-        BackendConf::Vxlan(conf) => build.vxlan(conf)?,
-        BackendConf::HostGw => build.host_gw()?,
+    match intent.devices() {
+        Devices::None => build.no_device()?,
+        Devices::Tun { .. } => build.tun()?,
+        Devices::Vxlan { settings, .. } => build.vxlan(settings)?,
     }
+    build.peers();
     build.blackholes();
     Ok(build.desired)
 }
@@ -115,84 +115,81 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
+    /// Pods' packets leave by the external interface as they are.
+    fn no_device(&mut self) -> Result<(), PlanError> {
+        self.mtu(Family::V4, Family::V4)?;
+        Ok(())
+    }
+
     /// As flannel does: one device with the base address of each own prefix, and one route for each cluster network.
-    fn udp(&mut self) -> Result<(), PlanError> {
-        let carried = self.intent.families().last().unwrap_or(Family::V4);
-        // One address for all pods: IPv4's if there is one, as `ExternalInterface::address` says.
-        let underlay = if self.intent.local.v4.is_some() { Family::V4 } else { Family::V6 };
-        let mtu = self.mtu(underlay, carried)?;
-        self.tun(mtu);
-        Ok(())
-    }
-
-    /// VXLAN without the kernel's: one device for all families, as in the UDP backend.
-    fn vxlan_in_userspace(&mut self, conf: &VxlanConf) -> Result<(), PlanError> {
-        let mut least = u32::from(u16::MAX);
-        for family in self.intent.families() {
-            self.intent.local.get(family).ok_or(PlanError::NoAddress { family })?;
-            least = least.min(self.mtu(family, family)?);
-            *self.desired.vteps.get_mut(family) = Some(self.intent.vtep.get(family).address());
-        }
-        self.tun(least);
-        for lease in self.intent.peers.iter().filter(|_| conf.direct_routing) {
-            let neighbours = lease.halves().filter(|half| self.is_neighbour(half.public_ip));
-            neighbours.collect::<Vec<_>>().into_iter().for_each(|half| self.direct(lease, half));
-        }
-        Ok(())
-    }
-
-    fn tun(&mut self, mtu: u32) {
+    fn tun(&mut self) -> Result<(), PlanError> {
+        let mtu =
+            if self.intent.backend.pairs_families() { self.tun_mtu_of_pairs()? } else { self.tun_mtu()? };
         let device = Device::Tunnel(Family::V4);
         self.link(device, mtu, LinkKind::Tun { queue_len: TUN_QUEUE_LEN });
         self.own_addresses(|_| device);
         for network in &self.intent.networks {
             self.route(RouteKey::new(*network), Route::ours(Hop::Device(device)), None);
         }
+        Ok(())
     }
 
-    /// As flannel does: a device for each family, and for each peer a route to its device, which is known by address
-    /// and by node.
-    fn vxlan(&mut self, conf: &VxlanConf) -> Result<(), PlanError> {
+    fn tun_mtu(&mut self) -> Result<u32, PlanError> {
+        let carried = self.intent.families().last().unwrap_or(Family::V4);
+        // One address for all pods: IPv4's if there is one, as `ExternalInterface::address` says.
+        let underlay = if self.intent.local.v4.is_some() { Family::V4 } else { Family::V6 };
+        self.mtu(underlay, carried)
+    }
+
+    /// Of one device for pods of all families, which go over the underlay of their own family each.
+    fn tun_mtu_of_pairs(&mut self) -> Result<u32, PlanError> {
+        let mut least = u32::from(u16::MAX);
+        for family in self.intent.families() {
+            self.intent.local.get(family).ok_or(PlanError::NoAddress { family })?;
+            least = least.min(self.mtu(family, family)?);
+            if self.intent.backend.vtep_name(family).is_some() {
+                *self.desired.vteps.get_mut(family) = Some(self.intent.vtep.get(family).address());
+            }
+        }
+        Ok(least)
+    }
+
+    /// As flannel does: a device for each family.
+    fn vxlan(&mut self, settings: DeviceSettings) -> Result<(), PlanError> {
         let external = self.observed.links.get(&Device::External);
         let external = external.map_or(self.intent.external, |link| link.index);
+        let DeviceSettings { vni, port, gbp, learning } = settings;
         for family in self.intent.families() {
             let mtu = self.mtu(family, family)?;
             let local = self.intent.local.get(family).ok_or(PlanError::NoAddress { family })?;
-            let vxlan = Vxlan {
-                vni: conf.vni,
-                port: conf.port,
-                local: Some(local),
-                lower: external,
-                gbp: conf.gbp,
-                learning: conf.learning,
-                exotic: false,
-            };
+            let vxlan =
+                Vxlan { vni, port, local: Some(local), lower: external, gbp, learning, exotic: false };
             let mac = self.mac(family);
             *self.desired.vteps.get_mut(family) = Some(mac);
             let kind = LinkKind::Vxlan { mac, vxlan };
             self.link(Device::Tunnel(family), mtu, kind);
         }
         self.own_addresses(|own| Device::Tunnel(Family::of(own.addr())));
-        for lease in &self.intent.peers {
-            for (family, half) in lease.halves.iter() {
-                let Some(half) = half else { continue };
-                if conf.direct_routing && self.is_neighbour(half.public_ip) {
-                    self.direct(lease, half);
-                } else {
-                    self.tunnelled(lease, half, Device::Tunnel(family));
-                }
-            }
-        }
         Ok(())
     }
 
-    /// As flannel does: no device, and each peer's node is the gateway to its pods.
-    fn host_gw(&mut self) -> Result<(), PlanError> {
-        self.mtu(Family::V4, Family::V4)?;
+    /// What the kernel has to know of each peer.
+    fn peers(&mut self) {
+        let backend = self.intent.backend;
         for lease in &self.intent.peers {
-            lease.halves().for_each(|half| self.direct(lease, half));
+            for (family, half) in lease.halves.iter() {
+                let Some(half) = half else { continue };
+                if backend.direct_routing() && self.is_neighbour(half.public_ip) {
+                    self.direct(lease, half);
+                    continue;
+                }
+                match backend.peer_route() {
+                    PeerRoute::None => {}
+                    PeerRoute::Gateway => self.direct(lease, half),
+                    PeerRoute::Device => self.tunnelled(lease, half, Device::Tunnel(family)),
+                }
+            }
         }
-        Ok(())
     }
 
     fn blackholes(&mut self) {

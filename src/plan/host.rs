@@ -4,7 +4,6 @@
 use encap::Family;
 
 use super::Intent;
-use crate::config::netconf::{BackendConf, VxlanConf};
 
 /// What was read under /proc/sys; `None` where there is no such setting.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,8 +32,7 @@ impl HostFacts {
                 ));
             }
         }
-        let direct = matches!(intent.backend, BackendConf::Vxlan(VxlanConf { direct_routing: true, .. }));
-        if direct && self.strict_rp_filter {
+        if intent.backend.direct_routing() && self.strict_rp_filter {
             worries.push(
                 "rp_filter is 1: while nodes do not agree on whether they share a link, a packet that comes through \
                  the tunnel and would be answered directly is dropped; set net.ipv4.conf.all.rp_filter to 2"

@@ -8,20 +8,17 @@ use encap::{Family, MacAddr, Prefix};
 
 use super::firewall::Firewall;
 use super::{Device, Watched};
-use crate::config::netconf::BackendConf;
+use crate::backend::{Backend, Devices};
 use crate::lease::{ByFamily, Lease};
 
 /// How the alias of every device of ours begins.
 pub const ALIAS: &str = "loden: ";
 
-/// Name of the UDP backend's device, as flannel names it.
-pub const TUN: &str = "flannel0";
-
 /// Everything that decides the desired state and that does not come from the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
     /// How packets get from node to node.
-    pub backend: BackendConf,
+    pub backend: Backend,
     /// Index of the external interface.
     pub external: u32,
     /// Its name, for people.
@@ -38,7 +35,7 @@ pub struct Intent {
     pub tx_checksum: Option<bool>,
     /// VXLAN: what the devices' Ethernet addresses come from.
     pub vtep: ByFamily<Vtep>,
-    /// Peers that the kernel has to know; in the UDP backend it knows none.
+    /// Peers that the kernel has to know; with some backends it knows none.
     pub peers: Vec<Arc<Lease>>,
     /// Let packets to pods that are not there end here instead of following the default route
     /// (`--ip-blackhole-route`).
@@ -75,17 +72,18 @@ impl Intent {
 
     /// Names of our devices.
     fn tunnels(&self) -> BTreeMap<Device, String> {
-        match &self.backend {
-            BackendConf::Udp { .. } => BTreeMap::from([(Device::Tunnel(Family::V4), TUN.to_owned())]),
-            BackendConf::Vxlan(conf) if conf.in_userspace() => {
-                let family = self.families().next().unwrap_or(Family::V4);
-                BTreeMap::from([(Device::Tunnel(Family::V4), conf.device(family))])
+        match self.devices() {
+            Devices::None => BTreeMap::new(),
+            Devices::Tun { name } => BTreeMap::from([(Device::Tunnel(Family::V4), name)]),
+            Devices::Vxlan { names, .. } => {
+                names.into_iter().map(|(family, name)| (Device::Tunnel(family), name)).collect()
             }
-            BackendConf::Vxlan(conf) => {
-                self.families().map(|family| (Device::Tunnel(family), conf.device(family))).collect()
-            }
-            BackendConf::HostGw => BTreeMap::new(),
         }
+    }
+
+    /// Our devices, for the families that are carried.
+    pub(super) fn devices(&self) -> Devices {
+        self.backend.devices(&self.families().collect::<Vec<_>>())
     }
 
     /// Families of pods that are carried.
@@ -102,7 +100,7 @@ impl Intent {
 }
 
 impl Vtep {
-    /// The address where there is no device that could have one of its own: VXLAN in this process.
+    /// The address where there is no device that could have one of its own: VXLAN in user space.
     pub fn address(&self) -> MacAddr {
         self.published.unwrap_or(self.derived)
     }

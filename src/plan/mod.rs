@@ -26,7 +26,7 @@ pub(crate) use desired::tests::intent as sample_intent;
 pub use desired::{Desired, PlanError, desired};
 pub use diff::diff;
 pub use host::HostFacts;
-pub use intent::{ALIAS, Intent, TUN, Vtep};
+pub use intent::{ALIAS, Intent, Vtep};
 pub use object::{
     BLACKHOLE_METRIC, Device, Hop, LinkKind, LinkSpec, LinkState, Object, ROUTE_PROTOCOL, Route, RouteKey,
     Vxlan, Wanted,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use encap::PrefixError;
 
-use crate::config::{excerpt, nearest};
+use crate::config::excerpt;
 
 /// Something that was ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,28 +129,6 @@ pub enum NetConfError {
         "EnableIPv4 is false and EnableIPv6 is not true, so there is no network: set one of them to true"
     )]
     NoFamily,
-    /// `Backend` without `Type`, which flannel refuses too.
-    #[error("Backend.Type is missing: write \"Type\": \"{}\" (built: {}), or leave Backend out for udp", built.first().copied().unwrap_or_default(), built.join(", "))]
-    BackendTypeMissing {
-        /// The backends there are.
-        built: &'static [&'static str],
-    },
-    /// A backend of flannel's that Loden does not have.
-    #[error("Backend.Type is \"{name}\", a backend that is not built; write one of those that are: {}", built.join(", "))]
-    BackendNotBuilt {
-        /// Its name.
-        name: String,
-        /// The backends there are.
-        built: &'static [&'static str],
-    },
-    /// A backend nobody has.
-    #[error("Backend.Type is {}, which is no backend{}; write one of those that are built: {}", excerpt(.value), hint(.value, built), built.join(", "))]
-    BackendUnknown {
-        /// What is written.
-        value: String,
-        /// The backends there are.
-        built: &'static [&'static str],
-    },
 }
 
 fn path_or_file(path: &str) -> &str {
@@ -159,8 +137,4 @@ fn path_or_file(path: &str) -> &str {
 
 fn example(ipv4: bool) -> &'static str {
     if ipv4 { "10.244.0.0/16" } else { "fd00:10:244::/56" }
-}
-
-fn hint(value: &str, built: &[&'static str]) -> String {
-    nearest(value, built.iter().copied()).map(|name| format!(" (did you mean {name}?)")).unwrap_or_default()
 }

@@ -9,8 +9,8 @@ use super::NetConfError;
 use crate::config::excerpt;
 
 /// Any JSON value.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Json {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Json {
     Null,
     Bool(bool),
     Number(serde_json::Number),

@@ -4,7 +4,6 @@
 //! case, a later duplicate wins, unknown keys pass. Unlike flannel we say so in a warning, and a
 //! value that cannot work is an error here rather than a strange network later.
 
-mod backend;
 mod error;
 mod json;
 mod object;
@@ -15,12 +14,9 @@ use std::time::Duration;
 
 use encap::{Prefix, SourceCheck};
 
-#[cfg(test)]
-pub(crate) use backend::keys as backend_keys;
-pub use backend::{BackendConf, ChecksumOffload, InterfaceMismatch, TunnelMtuError, VxlanConf, VxlanMode};
 pub use error::{NetConfError, Warning};
 use json::Json;
-use object::Object;
+pub(crate) use object::Object;
 
 /// A network configuration that can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +42,12 @@ pub struct NetConf {
     /// know of it either when it takes over a Node that says so: hence only where somebody asks for it.
     pub partial_checksum: bool,
     /// `Backend`: how packets get from node to node.
-    pub backend: BackendConf,
+    pub backend: BackendObject,
 }
+
+/// The `Backend` object, unread: its keys are the backend's own, and [`Choice`](crate::backend::Choice) reads them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendObject(Option<Json>);
 
 /// A thread that stays awake for longer than this would hardly ever sleep.
 const MAX_SPIN_MICROS: u64 = 1000;
@@ -108,7 +108,7 @@ impl NetConf {
         let network = root.network("Network", true)?;
         let ipv6_network = root.network("IPv6Network", false)?;
         ignore_etcd_settings(&root)?;
-        let backend = BackendConf::parse(&root, ipv6, &mut warnings)?;
+        let backend = BackendObject(root.raw("Backend").cloned());
 
         let conf = Self {
             network: enabled(ipv4, network, "Network")?,
@@ -128,6 +128,22 @@ impl NetConf {
     /// The pod networks of the enabled families, IPv4 first.
     pub fn networks(&self) -> Vec<Prefix> {
         self.network.into_iter().chain(self.ipv6_network).collect()
+    }
+}
+
+impl BackendObject {
+    /// Whether the file has none, not even a null.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The members under the `known` keys; a warning for each other key.
+    pub(crate) fn read(
+        &self,
+        known: &'static [&'static str],
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Object<'_>, NetConfError> {
+        Object::new("Backend", self.0.as_ref().unwrap_or(&Json::Null), known, warnings)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{NetConfError, Warning};
 use crate::config::nearest;
 
 /// An object's members by known key.
-pub(super) struct Object<'j> {
+pub(crate) struct Object<'j> {
     /// Path of the object; empty for the whole file.
     path: &'static str,
     /// Known key and the value that counts.
@@ -53,7 +53,7 @@ impl<'j> Object<'j> {
     }
 
     /// The value of a key, null included.
-    pub(super) fn raw(&self, key: &str) -> Option<&'j Json> {
+    pub(crate) fn raw(&self, key: &str) -> Option<&'j Json> {
         self.members.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
     }
 
@@ -63,12 +63,12 @@ impl<'j> Object<'j> {
     }
 
     /// The error for a key that is there with a value of the wrong kind.
-    pub(super) fn wrong_type(&self, key: &str, expected: &str) -> NetConfError {
+    pub(crate) fn wrong_type(&self, key: &str, expected: &str) -> NetConfError {
         let value = self.raw(key).map(Json::shown).unwrap_or_default();
         NetConfError::WrongType { path: self.path_of(key), value, expected: expected.to_owned() }
     }
 
-    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, NetConfError> {
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, NetConfError> {
         match self.get(key) {
             None => Ok(None),
             Some(Json::Bool(value)) => Ok(Some(*value)),
@@ -76,7 +76,7 @@ impl<'j> Object<'j> {
         }
     }
 
-    pub(super) fn string(&self, key: &str, expected: &str) -> Result<Option<&'j str>, NetConfError> {
+    pub(crate) fn string(&self, key: &str, expected: &str) -> Result<Option<&'j str>, NetConfError> {
         match self.get(key) {
             None => Ok(None),
             Some(Json::String(value)) => Ok(Some(value)),
@@ -84,7 +84,7 @@ impl<'j> Object<'j> {
         }
     }
 
-    pub(super) fn integer(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, NetConfError> {
+    pub(crate) fn integer(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, NetConfError> {
         let (min, max) = range.into_inner();
         match self.get(key) {
             None => Ok(None),

@@ -14,8 +14,7 @@ fn the_least_is_a_network_and_means_udp() {
     let (conf, warnings) = ok(r#"{"Network": "10.244.0.0/16"}"#);
     assert_eq!(conf.network, Some("10.244.0.0/16".parse().unwrap()));
     assert_eq!(conf.ipv6_network, None);
-    assert_eq!(conf.backend, BackendConf::Udp { port: 8285 });
-    assert_eq!((conf.backend.name(), conf.backend.annotation()), ("udp", ""));
+    assert!(conf.backend.is_absent());
     assert_eq!(conf.source_check, SourceCheck::Enforce);
     assert!(conf.offload);
     assert!(!conf.enable_nftables && !conf.partial_checksum);
@@ -24,12 +23,10 @@ fn the_least_is_a_network_and_means_udp() {
 
 #[test]
 fn keys_in_any_case_at_every_level_and_unknown_keys_pass_with_a_warning() {
-    let (conf, warnings) = ok(
-        r#"{"network": "10.244.0.0/16", "enableNFtables": true, "comment": 1, "Netwrok": "",
-            "BACKEND": {"type": "UDP", "PORT": 8286, "vni": 1}, "sourcecheck": "Count", "offload": "Off", "spin": 50, "queues": 3,
-            "partialchecksum": true}"#,
-    );
-    assert_eq!(conf.backend, BackendConf::Udp { port: 8286 });
+    let (conf, warnings) =
+        ok(r#"{"network": "10.244.0.0/16", "enableNFtables": true, "comment": 1, "Netwrok": "",
+            "sourcecheck": "Count", "offload": "Off", "spin": 50, "queues": 3,
+            "partialchecksum": true}"#);
     assert!(conf.enable_nftables);
     assert_eq!(conf.source_check, SourceCheck::Count);
     assert!(!conf.offload);
@@ -41,7 +38,6 @@ fn keys_in_any_case_at_every_level_and_unknown_keys_pass_with_a_warning() {
         [
             r#"key "comment" is unknown and ignored; remove it"#,
             r#"key "Netwrok" is unknown and ignored; did you mean Network?"#,
-            r#"key "Backend.vni" is unknown and ignored; remove it"#,
         ]
     );
 }
@@ -82,52 +78,6 @@ fn the_network_of_a_disabled_family_may_be_anything_that_is_a_prefix() {
 }
 
 #[test]
-fn vxlan_has_flannels_keys_and_defaults() {
-    let backend = |keys: &str| {
-        let (conf, warnings) =
-            ok(&format!(r#"{{"Network": "10.0.0.0/8", "Backend": {{"Type": "vxlan"{keys}}}}}"#));
-        assert!(warnings.is_empty(), "{warnings:?}");
-        let BackendConf::Vxlan(conf) = conf.backend else { panic!("{conf:?}") };
-        conf
-    };
-    let default = VxlanConf {
-        vni: encap::Vni::FLANNEL,
-        port: 8472,
-        mtu: None,
-        gbp: false,
-        learning: false,
-        direct_routing: false,
-        mode: VxlanMode::Auto,
-        checksum_offload: ChecksumOffload::Auto,
-    };
-    assert_eq!(backend(""), default);
-    assert_eq!(backend(r#", "Port": 0, "MTU": null, "MacPrefix": "0E-2A", "Name": "flannel.1""#), default);
-    assert_eq!(
-        backend(
-            r#", "vni": 4096, "port": 4789, "mtu": 1400, "gbp": true, "learning": true, "directrouting": true, "mode": "Kernel", "checksumoffload": "Off""#
-        ),
-        VxlanConf {
-            vni: encap::Vni::new(4096).unwrap(),
-            port: 4789,
-            mtu: Some(1400),
-            gbp: true,
-            learning: true,
-            direct_routing: true,
-            mode: VxlanMode::Kernel,
-            checksum_offload: ChecksumOffload::Off,
-        }
-    );
-}
-
-#[test]
-fn host_gw_has_no_settings_and_says_so_of_others() {
-    let (conf, warnings) = ok(r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw", "VNI": 1}}"#);
-    assert_eq!(conf.backend, BackendConf::HostGw);
-    assert_eq!((conf.backend.name(), conf.backend.annotation()), ("host-gw", "host-gw"));
-    assert_eq!(warnings, [r#"key "Backend.VNI" is unknown and ignored; remove it"#]);
-}
-
-#[test]
 fn host_bits_and_null_are_taken_as_go_takes_them() {
     let (conf, _) = ok(r#"{"Network": "10.244.1.2/16", "EnableIPv4": null, "SourceCheck": null}"#);
     assert_eq!(conf.network, Some("10.244.0.0/16".parse().unwrap()));
@@ -161,56 +111,6 @@ fn each_error_names_field_value_and_remedy() {
         (r#"{"Network": "10.0.0.0/8", "Queues": 17}"#, &["Queues is 17", "16"]),
         (r#"{"Network": "10.0.0.0/8", "Offload": "on"}"#, &["Offload is \"on\"", "\"auto\""]),
         (r#"{"Network": "10.0.0.0/8", "SourceCheck": "on"}"#, &["SourceCheck is \"on\"", "\"enforce\""]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": "udp"}"#, &["Backend is \"udp\"", "object in braces"]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": null}"#, &["Backend is null", "object in braces"]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {}}"#, &["Backend.Type is missing", "\"Type\": \"udp\""]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": 1}}"#, &["Backend.Type is 1", "\"vxlan\""]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "nosuch"}}"#, &["\"nosuch\"", "no backend", "udp"]),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "WireGuard"}}"#,
-            &["\"wireguard\"", "not built", "udp, vxlan"],
-        ),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "tencent-vpc"}}"#, &["not built"]),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 65536}}"#,
-            &["Backend.Port is 65536", "1 to 65535"],
-        ),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 0}}"#, &["Backend.Port is 0"]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": -1}}"#, &["Backend.Port is -1"]),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 8285.5}}"#, &["Port is 8285.5"]),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": "8285"}}"#,
-            &["Backend.Port is \"8285\"", "without quotes"],
-        ),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "VNI": 16777216}}"#,
-            &["Backend.VNI is 16777216", "1 to 16777215"],
-        ),
-        (r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "VNI": 0}}"#, &["Backend.VNI is 0"]),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "VNI": "1"}}"#,
-            &["Backend.VNI is \"1\"", "without quotes"],
-        ),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "MTU": 100}}"#,
-            &["Backend.MTU is 100", "576 to 65535"],
-        ),
-        (
-            r#"{"EnableIPv6": true, "EnableIPv4": false, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan", "MTU": 1300}}"#,
-            &["Backend.MTU is 1300", "1350 to 65535"],
-        ),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "Port": 65536}}"#,
-            &["Backend.Port is 65536"],
-        ),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "GBP": 1}}"#,
-            &["Backend.GBP is 1", "true or false"],
-        ),
-        (
-            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "Mode": "ebpf"}}"#,
-            &["Backend.Mode is \"ebpf\"", "\"userspace\""],
-        ),
     ] {
         let got = error(text);
         for part in want {
@@ -241,4 +141,5 @@ fn the_shipped_config_map_is_good() {
     let (conf, warnings) = NetConf::parse(config_map["data"]["net-conf.json"].as_str().unwrap()).unwrap();
     assert_eq!(conf.network, Some("10.244.0.0/16".parse().unwrap()));
     assert_eq!(warnings, []);
+    assert_eq!(crate::backend::Choice::read(&conf).unwrap().1, []);
 }

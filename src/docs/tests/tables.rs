@@ -79,7 +79,7 @@ fn keys_of_net_conf_json() {
     let listed = backend.iter().flat_map(|row| {
         code_spans(&row.0[1]).into_iter().map(|backend| format!("{backend}: {}", row.name()))
     });
-    let read = netconf::backend_keys();
+    let read = crate::backend::keys();
     let read = read.iter().flat_map(|(name, keys)| keys.iter().map(move |key| format!("{name}: {key}")));
     same("key of Backend", listed, read);
 }

@@ -1,6 +1,7 @@
 //! What is read from annotations, and what is written into them.
 
 use super::*;
+use crate::backend::sample as backend;
 
 fn caps() -> LodenCaps {
     LodenCaps {
@@ -17,9 +18,8 @@ fn none() -> Annotations {
     Annotations::default()
 }
 
-fn backend(json: &str) -> BackendConf {
-    let text = format!(r#"{{"Network":"10.244.0.0/16","Backend":{json}}}"#);
-    crate::config::netconf::NetConf::parse(&text).unwrap().0.backend
+fn udp() -> Backend {
+    backend(r#"{"Type":"udp"}"#)
 }
 
 fn macs(v4: Option<&str>, v6: Option<&str>) -> ByFamily<Option<MacAddr>> {
@@ -50,7 +50,7 @@ fn golden_annotations_both_ways() {
     let public_ipv6 = ("public-ipv6", "fd77::1");
     for (backend, public_ip, public_ipv6, vtep_macs, golden) in [
         (
-            BackendConf::Udp { port: 8285 },
+            udp(),
             v4,
             None,
             macs(None, None),
@@ -161,7 +161,7 @@ fn a_vxlan_family_without_a_device_says_nothing_yet() {
 #[test]
 fn the_udp_backend_has_one_address_and_no_data_for_ipv6() {
     let published = Published {
-        backend: &BackendConf::Udp { port: 8285 },
+        backend: &udp(),
         public_ip: None,
         public_ipv6: Some("fd77::1".parse().unwrap()),
         vtep_macs: macs(None, None),
@@ -205,7 +205,7 @@ fn an_overwrite_is_published_in_place_of_the_address() {
 fn only_what_a_node_lacks_is_written() {
     let prefix = AnnotationPrefix::default();
     let published = Published {
-        backend: &BackendConf::Udp { port: 8285 },
+        backend: &udp(),
         public_ip: Some([10, 0, 0, 1].into()),
         public_ipv6: None,
         vtep_macs: macs(None, None),

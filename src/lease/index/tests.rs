@@ -2,6 +2,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::*;
+use crate::backend;
 use crate::lease::{Annotations, Half, Lease, LodenCaps, OwnLease};
 
 pub(super) const OWN: &str = "own";
@@ -14,15 +15,13 @@ pub(super) fn config() -> IndexConfig {
     IndexConfig {
         own_node: OWN.to_owned(),
         networks: networks(),
-        backend: BackendConf::Udp { port: 8285 },
+        backend: backend::sample(r#"{"Type": "udp"}"#),
         managed_only: false,
     }
 }
 
 pub(super) fn vxlan() -> IndexConfig {
-    let conf = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-    let (conf, _) = crate::config::netconf::NetConf::parse(conf).unwrap();
-    IndexConfig { backend: conf.backend, ..config() }
+    IndexConfig { backend: backend::sample(r#"{"Type": "vxlan"}"#), ..config() }
 }
 
 fn index() -> LeaseIndex {

@@ -1,9 +1,7 @@
 use std::sync::Arc;
 
-use encap::Vni;
-
 use super::*;
-use crate::config::netconf::{ChecksumOffload, VxlanMode};
+use crate::backend;
 use crate::lease::{ByFamily, LodenCaps};
 use crate::plan::firewall::Manager;
 use crate::plan::{LinkState, Vtep, diff};
@@ -13,7 +11,7 @@ const V6: Device = Device::Tunnel(Family::V6);
 
 pub(crate) fn intent() -> Intent {
     Intent {
-        backend: BackendConf::Udp { port: 8285 },
+        backend: backend::sample(r#"{"Type": "udp"}"#),
         external: 2,
         external_name: "eth0".into(),
         local: ByFamily {
@@ -32,18 +30,9 @@ pub(crate) fn intent() -> Intent {
 }
 
 fn vxlan(direct_routing: bool) -> Intent {
-    let conf = VxlanConf {
-        vni: Vni::FLANNEL,
-        port: 8472,
-        mtu: None,
-        gbp: false,
-        learning: false,
-        direct_routing,
-        mode: VxlanMode::Auto,
-        checksum_offload: ChecksumOffload::Auto,
-    };
+    let backend = backend::sample(&format!(r#"{{"Type": "vxlan", "DirectRouting": {direct_routing}}}"#));
     let peers = vec![peer(2, "192.168.77.2", None), peer(3, "192.168.99.3", Some(1400))];
-    Intent { backend: BackendConf::Vxlan(conf), peers, ..intent() }
+    Intent { backend, peers, ..intent() }
 }
 
 fn dual(intent: Intent) -> Intent {
@@ -170,7 +159,11 @@ fn a_peer_on_our_link_is_reached_directly_where_that_is_wanted() {
 
 #[test]
 fn host_gw_makes_no_device_and_blackholes_are_behind_all_others() {
-    let intent = Intent { backend: BackendConf::HostGw, blackhole: true, ..v4_only(vxlan(false)) };
+    let intent = Intent {
+        backend: backend::sample(r#"{"Type": "host-gw"}"#),
+        blackhole: true,
+        ..v4_only(vxlan(false))
+    };
     let desired = desired(&intent, &bare(1500), None).unwrap();
     assert_eq!((desired.mtu, desired.links.len(), desired.addresses.len()), (1500, 0, 0));
     assert_eq!(
@@ -239,8 +232,7 @@ fn a_lost_external_interface_keeps_the_size() {
 
 #[test]
 fn vxlan_in_user_space_is_one_tun_for_both_families() {
-    let BackendConf::Vxlan(conf) = vxlan(true).backend else { unreachable!() };
-    let backend = BackendConf::Vxlan(VxlanConf { mode: VxlanMode::Userspace, ..conf });
+    let backend = backend::sample(r#"{"Type": "vxlan", "DirectRouting": true, "Mode": "userspace"}"#);
     let intent = dual(Intent { backend, ..vxlan(true) });
     let desired = desired(&intent, &bare(1500), None).unwrap();
     assert_eq!(desired.links.len(), 1);
@@ -266,7 +258,8 @@ fn vxlan_in_user_space_is_one_tun_for_both_families() {
 
 #[test]
 fn what_carried_a_family_that_is_switched_off_goes_and_another_networks_stays() {
-    let both = dual(Intent { backend: BackendConf::HostGw, blackhole: true, ..vxlan(true) });
+    let both =
+        dual(Intent { backend: backend::sample(r#"{"Type": "host-gw"}"#), blackhole: true, ..vxlan(true) });
     let mut kernel = bare(1500);
     let apply = |ops: Vec<crate::plan::Op>, kernel: &mut Observed| {
         ops.iter().for_each(|op| crate::plan::model::apply(kernel, op));

@@ -19,6 +19,7 @@ use self::server::{Claims, Server, Shape};
 use super::nodes::Nodes;
 use super::sync::{Ask, Sync};
 use super::trouble::Trouble;
+use crate::backend::{Backend, Choice};
 use crate::config::AnnotationPrefix;
 use crate::config::netconf::NetConf;
 use crate::lease::cache::{self, Remembered, Scope};
@@ -62,12 +63,16 @@ fn conf() -> NetConf {
     NetConf::parse(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap().0
 }
 
+fn backend() -> Backend {
+    Choice::read(&conf()).unwrap().0.backend
+}
+
 fn index() -> LeaseIndex {
     let conf = conf();
     LeaseIndex::new(IndexConfig {
         own_node: "own".into(),
         networks: conf.networks(),
-        backend: conf.backend,
+        backend: backend(),
         managed_only: true,
     })
 }
@@ -123,7 +128,7 @@ fn kernel() -> Observed {
 
 /// Makes the kernel hold what it should. It refuses what a real one would.
 fn program(kernel: &mut Observed, snapshot: &Snapshot, settled: Option<&Desired>) -> Desired {
-    let intent = Intent { backend: conf().backend, peers: snapshot.peers.clone(), ..plan::sample_intent() };
+    let intent = Intent { backend: backend(), peers: snapshot.peers.clone(), ..plan::sample_intent() };
     let desired = plan::desired(&intent, kernel, settled).unwrap();
     plan::diff(&desired, kernel).iter().for_each(|op| plan::model::apply(kernel, op));
     kernel.routes.retain(|_, routes| !routes.is_empty());

@@ -2,10 +2,13 @@
 //!
 //! Foreign programs put Nodes into clusters to receive traffic as a VTEP, and write `VtepMAC` alone; old flannels do too.
 
-use encap::{MacAddr, MacError};
+use encap::{MacAddr, MacError, Vni};
 use serde_json::{Map, Value};
 
-use super::annotation::{AnnotationError, MAX_BYTES};
+use super::answer::PeerDataError;
+
+/// Longest value that is read. Ours are under 200 bytes; Kubernetes allows 256 KiB.
+const MAX_BYTES: usize = 4096;
 
 /// What a node says of its VXLAN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,17 +26,22 @@ impl VtepData {
     /// # Errors
     ///
     /// Too long, not JSON of this form, or an address that no device can have.
-    pub fn parse(value: Option<&str>) -> Result<Option<Self>, AnnotationError> {
+    pub fn parse(value: Option<&str>) -> Result<Option<Self>, PeerDataError> {
         let Some(text) = value.map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
+        let error = |reason: String| PeerDataError::Unreadable { value: text.to_owned(), reason };
         if text.len() > MAX_BYTES {
-            return Err(AnnotationError::TooLong { bytes: text.len() });
+            return Err(error(format!("{} bytes are too many, at most {MAX_BYTES} are read", text.len())));
         }
-        let error = |reason: String| AnnotationError::NotJson { value: text.to_owned(), reason };
         match serde_json::from_str(text).map_err(|e| error(e.to_string()))? {
             Value::Null => Ok(None),
             Value::Object(members) => Self::from_members(&members).map(Some).map_err(error),
             _ => Err(error("not an object".to_owned())),
         }
+    }
+
+    /// The value that flannel writes, byte for byte.
+    pub fn render(vni: Vni, mac: MacAddr) -> String {
+        format!(r#"{{"VNI":{vni},"VtepMAC":"{mac}"}}"#)
     }
 
     fn from_members(members: &Map<String, Value>) -> Result<Self, String> {
@@ -56,15 +64,8 @@ impl VtepData {
     }
 }
 
-/// The value that flannel writes, byte for byte.
-pub fn render(vni: encap::Vni, mac: MacAddr) -> String {
-    format!(r#"{{"VNI":{vni},"VtepMAC":"{mac}"}}"#)
-}
-
 #[cfg(test)]
 mod tests {
-    use encap::Vni;
-
     use super::*;
 
     const MAC: MacAddr = MacAddr([0xae, 0x31, 0x5b, 0xa2, 0x02, 0x62]);
@@ -74,7 +75,7 @@ mod tests {
 
     #[test]
     fn flannels_bytes_both_ways() {
-        assert_eq!(render(Vni::FLANNEL, MAC), GOLDEN);
+        assert_eq!(VtepData::render(Vni::FLANNEL, MAC), GOLDEN);
         assert_eq!(VtepData::parse(Some(GOLDEN)), Ok(Some(VtepData { vni: Some(1), mac: MAC })));
     }
 
@@ -121,7 +122,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(vni in 1u32..1 << 24, mac: [u8; 6]) {
             let mac = MacAddr([mac[0] & 0xfe | 2, mac[1], mac[2], mac[3], mac[4], mac[5]]);
-            let text = render(Vni::new(vni).unwrap(), mac);
+            let text = VtepData::render(Vni::new(vni).unwrap(), mac);
             proptest::prop_assert_eq!(VtepData::parse(Some(&text)), Ok(Some(VtepData { vni: Some(vni.into()), mac })));
         }
 
