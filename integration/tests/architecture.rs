@@ -104,6 +104,42 @@ fn files_can_be_read_in_one_sitting() {
     assert!(long.is_empty(), "{}", long.join("\n"));
 }
 
+/// Which backend runs is known inside src/backend only. The compiler keeps others from matching on the private enum; this
+/// keeps the enum private, and finds those who compare words instead.
+#[test]
+fn nobody_asks_which_backend_runs() {
+    let head = read(&root().join("src/backend/mod.rs"));
+    assert!(
+        variants(&head, "\nenum Kind {").len() >= 4,
+        "src/backend/mod.rs has no private enum Kind of backends"
+    );
+    let inside = root().join("src/backend");
+    let everywhere = sources("src").into_iter().filter(|file| !file.starts_with(&inside));
+    let wrong: Vec<String> = everywhere
+        .flat_map(|file| {
+            which_backend(&read(&file)).into_iter().map(move |word| format!("{}: {word}", file.display()))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "a backend is asked, not compared:\n{}", wrong.join("\n"));
+}
+
+/// Names of the variants of the enum that begins with `opening`.
+fn variants<'a>(text: &'a str, opening: &str) -> Vec<&'a str> {
+    let Some((_, body)) = text.split_once(opening) else { return Vec::new() };
+    let body = body.split('}').next().unwrap_or_default();
+    body.lines().filter_map(|line| line.trim().split('(').next()).filter(|name| !name.is_empty()).collect()
+}
+
+/// Comparisons of a backend's name, as they would be written.
+fn which_backend(text: &str) -> Vec<String> {
+    let code = code(text);
+    let asks = |line: &&str| {
+        line.contains("backend")
+            && ["== \"", "!= \"", "matches!("].iter().any(|comparison| line.contains(comparison))
+    };
+    code.lines().filter(asks).map(|line| line.trim().to_owned()).collect()
+}
+
 /// The checks themselves, on code that breaks every rule.
 #[test]
 fn the_checks_can_fail() {
@@ -118,6 +154,13 @@ fn the_checks_can_fail() {
         [""; 0]
     );
     assert!(has_unsafe("let x = unsafe { y };") && !has_unsafe("// unsafe { y }\n#[expect(unsafe_code)]"));
+    assert_eq!(
+        variants("x\nenum Kind {\n    Udp(udp::Udp),\n    HostGw,\n}\n", "\nenum Kind {"),
+        ["Udp", "HostGw,"]
+    );
+    assert!(variants("pub enum Kind {\n    Udp,\n}\n", "\nenum Kind {").is_empty());
+    assert_eq!(which_backend("if view.backend == \"udp\" {}"), ["if view.backend == \"udp\" {}"]);
+    assert!(which_backend("backend: \"udp\".into(), // backend == \"udp\"").is_empty());
     assert_eq!(code("#[cfg(test)]\nmod tests;\nb();\n"), "b();\n");
     assert_eq!(code("a(); // Command::new\n#[cfg(test)]\nmod tests { Command::new }\n"), "a(); \n");
 }

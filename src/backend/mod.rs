@@ -146,6 +146,11 @@ impl Backend {
         ask!(self, it => it.transport(mac))
     }
 
+    /// Whether packets go through this process.
+    pub fn is_in_userspace(&self) -> bool {
+        self.transport(|_| MacAddr::default()).is_some()
+    }
+
     /// What the kernel must have for this backend.
     pub fn needs(&self) -> Option<KernelPart> {
         ask!(self, it => it.needs())

@@ -42,8 +42,7 @@ pub fn render(view: &RoutesView, colour: bool) -> String {
     let headings = ["NODE", "NODE IP", "PREFIXES", "SENT", "", "RECEIVED", "", "LAST SEEN", "STATE"];
     table.set_header(headings.into_iter().chain(named.then_some("PODS")).map(bold));
     for route in &view.routes {
-        // The kernel does not count by peer.
-        let traffic = route.state != RouteState::Own && view.backend == "udp";
+        let traffic = route.state != RouteState::Own && view.counts_by_peer;
         let count = |n: u64| right(if traffic { n.to_string() } else { "-".into() });
         let volume = |n: u64| right(if traffic { bytes(n) } else { String::new() });
         let row = [
@@ -176,6 +175,7 @@ mod tests {
         RoutesView {
             node: "n1".into(),
             backend: "udp".into(),
+            counts_by_peer: true,
             rules: vec!["iptables (legacy)".into()],
             source: "nodes.yaml".into(),
             readiness: "flanneld is ready".into(),

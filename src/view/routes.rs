@@ -9,6 +9,9 @@ pub struct RoutesView {
     pub node: String,
     /// Backend type.
     pub backend: String,
+    /// Whether packets go through the daemon, which then counts them by peer; the kernel does not.
+    #[serde(default)]
+    pub counts_by_peer: bool,
     /// Who keeps the traffic rules: `iptables (nf_tables)`, `iptables (legacy)`, `nftables`.
     #[serde(default)]
     pub rules: Vec<String>,

@@ -52,6 +52,7 @@ fn head(state: &State, routes: Vec<RouteView>) -> RoutesView {
     RoutesView {
         node: state.node.clone(),
         backend: state.backend_words(),
+        counts_by_peer: state.backend.is_in_userspace(),
         rules: keepers(state)
             .into_iter()
             .map(|(manager, variant)| match variant {
