@@ -72,7 +72,7 @@ scale: machinery ## five thousand Nodes on a real API server and what one daemon
 	@$(SUDO) env $(LAB_ENV) SCALE_OUT=$(abspath $(TARGET))/scale $(foreach name,SCALE_NODES SCALE_SECONDS,$(if $($(name)),$(name)=$($(name)))) $(BUILD)/scale
 
 test: machinery ## everything: unit, property, fuzz replay, networks in namespaces
-	$(CARGO) build $(WITH) --bin flanneld
+	$(CARGO) build $(WITH) --bin flanneld --bin flannel
 	$(LAB_ENV) $(CARGO) test $(WITH) --no-fail-fast $(AS_ROOT)
 
 unit: setup ## tests that need no network
@@ -86,7 +86,7 @@ GROUP = $(patsubst %/,%,$(dir $(filter %/$(SUITE).rs,$(SUITES))))
 ONLY = $(if $(T),--test $(or $(GROUP),$(SUITE)) $(if $(GROUP),-- '$(if $(findstring ::,$(T)),$(T),$(T)::)'))
 
 integration: machinery ## a real flanneld in real networks; T=repair runs one suite, T=repair::mtu some of its checks, T=kernel a group
-	$(CARGO) build $(WITH) --bin flanneld
+	$(CARGO) build $(WITH) --bin flanneld --bin flannel
 	$(LAB_ENV) $(CARGO) test --profile $(PROFILE) -p integration --no-fail-fast $(AS_ROOT) $(or $(ONLY),--test '*')
 
 suites: ## list the groups of integration tests and their suites

@@ -28,6 +28,7 @@ page!(backends, include_str!("docs/backends.md"));
 page!(operations, include_str!("docs/operations.md"));
 page!(metrics, include_str!("docs/metrics.md"));
 page!(design, include_str!("docs/design.md"));
+page!(plugins, include_str!("docs/plugins.md"));
 page!(changelog, include_str!("docs/changelog.md"));
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 
 pub mod apiserver;
 pub mod backends;
+pub mod cni;
 pub mod daemon;
 pub mod fault;
 pub mod fixture;

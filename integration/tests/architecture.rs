@@ -14,12 +14,11 @@ use std::path::{Path, PathBuf};
 /// Modules of the root package by floor. A module may name its own floor and lower ones.
 /// Floor 0 is the crate `encap`.
 const FLOORS: [&[&str]; 5] = [
-    &["backend", "config", "lease", "plan", "report", "view"],
+    &["backend", "cni", "config", "lease", "plan", "report", "view"],
     &["ports"],
     &["dataplane", "reconcile"],
     &["adapter", "telemetry"],
-    // The manual names whatever it explains.
-    &["commands", "daemon", "docs"],
+    &["commands", "daemon", "docs", "plugin"],
 ];
 
 /// Modules of one floor of which the first must not name the second: the daemon does not know its clients.

@@ -3,6 +3,7 @@
 
 pub mod cache;
 mod clients;
+pub mod cni;
 pub mod control;
 pub mod cpus;
 pub mod descriptors;

@@ -12,7 +12,7 @@
 
 mod access;
 mod admin;
-mod assets;
+pub mod assets;
 mod audit;
 mod launch;
 mod nodes;

@@ -1,0 +1,9 @@
+//! The CNI plugins, started as a container runtime starts them.
+
+#![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
+
+mod cni_reference;
+mod cni_robust;
+mod cni_verbs;
+
+integration::group!(cni_verbs, cni_reference, cni_robust);

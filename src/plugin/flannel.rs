@@ -1,0 +1,131 @@
+//! `flannel`: tells another plugin, usually `bridge`, what this node's part of the network is.
+
+use serde_json::{Map, Value, json};
+
+use super::worker::Worker;
+use super::{Answer, Call, Plugin};
+use crate::adapter::cni::{self as effects, Kept};
+use crate::cni::flannel::{FlannelConf, SubnetEnv};
+use crate::cni::{Attachment, CniError, Code, Command, Request};
+
+/// See the module.
+pub(super) struct Flannel;
+
+/// The device of a container whose kept configuration, written by flannel's own plugin, does not name one.
+const DEFAULT_IFNAME: &str = "eth0";
+
+impl Plugin for Flannel {
+    fn add(&self, call: &Call) -> Result<Answer, CniError> {
+        let conf = FlannelConf::parse(&call.conf)?;
+        let delegate = conf.delegate(&subnet_env(&conf)?)?;
+        let worker = Worker::find(&delegate.kind, conf.builtin, &call.request)?;
+        let kept = Kept::new(&conf.data_dir);
+        let attachment = attachment(&call.request);
+        // An ADD of what is attached already must not undo the first one.
+        let attached = kept.load(&attachment)?.is_some();
+        kept.save(&attachment, &delegate)?;
+        worker.ask(Command::Add, call, delegate.text.as_bytes()).inspect_err(|_| {
+            // Best effort: the failure of ADD is the one to tell of, and what stays is kept for the runtime's DEL.
+            if !attached && worker.ask(Command::Del, call, delegate.text.as_bytes()).is_ok() {
+                let _ = kept.forget(&attachment);
+            }
+        })
+    }
+
+    fn del(&self, call: &Call) -> Result<(), CniError> {
+        let conf = FlannelConf::parse(&call.conf)?;
+        undo(&conf, call, &attachment(&call.request))
+    }
+
+    fn check(&self, call: &Call) -> Result<(), CniError> {
+        let conf = FlannelConf::parse(&call.conf)?;
+        let attachment = attachment(&call.request);
+        let Some(delegate) = Kept::new(&conf.data_dir).load(&attachment)? else {
+            return Err(CniError::new(
+                Code::CheckFailed,
+                format!("nothing is known of {} of container {}", attachment.ifname, attachment.container_id),
+                format!("{} has no file of it; recreate the pod", conf.data_dir.display()),
+            ));
+        };
+        // The node must still be able to carry the pod's packets.
+        subnet_env(&conf)?;
+        let input = with_field(&delegate.text, "prevResult", call.conf.fields.get("prevResult"))?;
+        Worker::find(&delegate.kind, conf.builtin, &call.request)?.ask(Command::Check, call, &input).map(drop)
+    }
+
+    fn gc(&self, call: &Call) -> Result<(), CniError> {
+        let conf = FlannelConf::parse(&call.conf)?;
+        let valid = call.conf.valid_attachments()?;
+        let mut failed = None;
+        for stale in Kept::new(&conf.data_dir).stale(&valid, DEFAULT_IFNAME)? {
+            // The namespace of a container that is gone is gone, too.
+            let request = Request {
+                command: Command::Del,
+                container_id: stale.container_id.clone(),
+                ifname: stale.ifname.clone(),
+                netns: None,
+                ..call.request.clone()
+            };
+            let call = Call { request, ..call.clone() };
+            if let Err(error) = undo(&conf, &call, &stale) {
+                failed = Some(error);
+            }
+        }
+        // What the delegate holds without our knowing, such as an address whose ADD was killed half way.
+        let collected = subnet_env(&conf).and_then(|env| conf.delegate(&env)).and_then(|delegate| {
+            let input = with_field(&delegate.text, "cni.dev/valid-attachments", Some(&json!(valid)))?;
+            Worker::find(&delegate.kind, conf.builtin, &call.request)?
+                .ask(Command::Gc, call, &input)
+                .map(drop)
+        });
+        failed.map_or(Ok(()), Err).and(collected)
+    }
+
+    fn status(&self, call: &Call) -> Result<(), CniError> {
+        let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
+        let conf = FlannelConf::parse(&call.conf)?;
+        let delegate = subnet_env(&conf).and_then(|env| conf.delegate(&env)).map_err(unavailable)?;
+        let worker = Worker::find(&delegate.kind, conf.builtin, &call.request).map_err(unavailable)?;
+        worker.ask(Command::Status, call, delegate.text.as_bytes()).map(drop)
+    }
+}
+
+/// Has the delegate undo an attachment, and forgets it only when it has.
+fn undo(conf: &FlannelConf, call: &Call, attachment: &Attachment) -> Result<(), CniError> {
+    let kept = Kept::new(&conf.data_dir);
+    if let Some(delegate) = kept.load(attachment)? {
+        Worker::find(&delegate.kind, conf.builtin, &call.request)?.ask(
+            Command::Del,
+            call,
+            delegate.text.as_bytes(),
+        )?;
+    }
+    kept.forget(attachment)
+}
+
+fn attachment(request: &Request) -> Attachment {
+    Attachment { container_id: request.container_id.clone(), ifname: request.ifname.clone() }
+}
+
+fn subnet_env(conf: &FlannelConf) -> Result<SubnetEnv, CniError> {
+    let path = conf.subnet_file.display().to_string();
+    let text = effects::read_if_there(&conf.subnet_file)?.ok_or_else(|| {
+        CniError::new(
+            Code::TryLater,
+            format!("failed to load flannel 'subnet.env' file: {path} does not exist"),
+            "the daemon writes it when it is ready. Check the flannel pod log for this node",
+        )
+    })?;
+    SubnetEnv::parse(&String::from_utf8_lossy(&text), &path)
+}
+
+/// A delegate's configuration with one more field.
+fn with_field(text: &str, key: &str, value: Option<&Value>) -> Result<Vec<u8>, CniError> {
+    let mut fields: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+        CniError::new(Code::Internal, "the delegate's configuration cannot be read", error.to_string())
+    })?;
+    if let Some(value) = value {
+        fields.insert(key.to_owned(), value.clone());
+    }
+    Ok(Value::Object(fields).to_string().into_bytes())
+}
