@@ -127,7 +127,8 @@ impl Bench {
         let rules = Rules::new(Duration::from_secs(5)).await.expect("nftables");
         let kernel = LinuxKernel::new(rules, None).expect("netlink");
         let report = move |pass: &Pass| {
-            let errors = pass.errors.iter().chain(pass.peer_errors.values()).cloned().collect();
+            let peers = pass.peer_errors.iter().flat_map(|errors| errors.values());
+            let errors = pass.concerns.iter().map(|concern| &concern.text).chain(peers).cloned().collect();
             // Nobody listens any more at the end.
             let _ = passes.send((pass.tried, errors));
         };

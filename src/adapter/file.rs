@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 
 /// Replaces `path` in one step, so that a reader sees the old text or the new, never a part; mode 0644 whatever
 /// the umask says, the directory made with 0755 when missing.
@@ -52,6 +53,14 @@ pub fn read(path: &Path, limit: u64) -> Result<String> {
         anyhow::bail!("{} is larger than {limit} bytes: is it the right file?", path.display());
     }
     Ok(text)
+}
+
+/// Whether an error says nothing about the file, only that this process or the machine has run out of something.
+pub fn is_exhaustion(error: &anyhow::Error) -> bool {
+    let errno = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    errno
+        .map(Errno::from_raw)
+        .is_some_and(|errno| matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
 }
 
 /// Removes a file; whether there was one.

@@ -25,7 +25,7 @@ use tracing::error;
 use super::fault;
 
 /// How long the daemon may take to stop after a task has ended. Then it ends as it is: the kernel's state stays anyway.
-const STOP: Duration = Duration::from_millis(800);
+const STOP: Duration = Duration::from_millis(600);
 
 /// How a task or a thread came to its end.
 #[derive(Debug)]

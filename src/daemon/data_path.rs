@@ -228,7 +228,6 @@ impl DataPath {
             return None;
         }
         let device = self.running.as_ref()?.device.clone();
-        warn!("{}: the data path is started again", exit.end);
         self.stop();
         Some(device)
     }

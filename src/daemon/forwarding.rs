@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use encap::Family;
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::data_path::{DataPath, Endpoint, Exit, Threads};
 use super::gauges::Gauges;
@@ -20,6 +20,7 @@ use crate::backend::Transport;
 use crate::config::iface::ExternalInterface;
 use crate::dataplane;
 use crate::lease::FAMILIES;
+use crate::report::{Code, Concern};
 
 /// A device that fails again and again is opened this often at most.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
@@ -108,8 +109,7 @@ impl Forwarding {
     pub(super) fn relocate(&mut self, state: &State, external: &ExternalInterface) -> Result<()> {
         let Some(tunnel) = state.tunnel(external)? else { return Ok(()) };
         let outcome = self.data_path.rebind(tunnel.endpoint);
-        state.health.borrow_mut().data_path_trouble =
-            outcome.as_ref().err().map(|error| format!("{error:#}"));
+        state.concerns.set(Code::DataPathDown, outcome.as_ref().err().map(|error| format!("{error:#}")));
         outcome
     }
 
@@ -123,6 +123,14 @@ impl Forwarding {
         }
     }
 
+    /// Forgets a packet thread that was started again once it has run for a while.
+    #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
+    pub(super) fn settle(&mut self, state: &State) {
+        if self.restarts.is_quiet(Instant::now()) {
+            state.concerns.clear(Code::PacketThreadRestarted);
+        }
+    }
+
     /// Reads what the kernel counts.
     pub(super) async fn read_gauges(&mut self, state: &State) {
         self.gauges.read(state, &self.data_path).await;
@@ -130,12 +138,11 @@ impl Forwarding {
 
     fn restart(&mut self, state: &State, device: &TunDevice) {
         let started = self.data_path.start(device).map_err(|error| format!("{error:#}"));
-        if let Err(text) = &started {
-            warn!("{text}");
+        if started.is_err() {
             self.data_path.stop();
             self.reopen(device.index());
         }
-        state.health.borrow_mut().data_path_trouble = started.err();
+        state.concerns.set(Code::DataPathDown, started.err());
     }
 
     /// Has the kernel side open another device in place of the one with this index, after a pause.
@@ -161,11 +168,16 @@ impl Forwarding {
                 exit.end
             );
         }
+        let text = exit.end.to_string();
+        if !exit.device_is_gone() {
+            let text = format!("{text}; it was started again within the last minute");
+            state.concerns.raise(Concern::new(Code::PacketThreadRestarted, text));
+        }
         if !matches!(exit.end.cause, Cause::Failed(_)) {
             self.restart(state, &device);
             return Ok(());
         }
-        state.health.borrow_mut().data_path_trouble = Some(exit.end.to_string());
+        state.concerns.set(Code::DataPathDown, Some(text));
         // When the device is gone, the kernel's own event is faster and opens the next one at once. When it is there
         // and fails, it is opened again after a pause, and the fresh one comes back to us.
         self.reopen(device.index());

@@ -12,6 +12,7 @@ use super::data_path::DataPath;
 use super::state::State;
 use crate::adapter::firewall::{GuardCounters, GuardReader};
 use crate::adapter::netlink;
+use crate::report::Code;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::refusals::Refusals;
 use encap::offload::Features;
@@ -55,9 +56,10 @@ impl Gauges {
         let failed = state.shared.offloads.failed();
         if failed != self.failed_offloads {
             self.failed_offloads = failed;
-            if failed != Features::NONE {
-                warn!(%failed, "the kernel refused offloads that it had agreed to; the data path does without them");
-            }
+            let refused = (failed != Features::NONE).then(|| {
+                format!("the kernel refused offloads that it had agreed to; the data path does without them: {failed}")
+            });
+            state.concerns.set(Code::OffloadRefused, refused);
         }
         if let Some(text) = self.refusals.look(&state.shared.rx, Instant::now()) {
             warn!("{text}");

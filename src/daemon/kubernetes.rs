@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use anyhow::Result;
-use tracing::warn;
 
 use super::state::State;
 use crate::adapter::kube::publish::{self, Publication};
@@ -12,6 +11,7 @@ use crate::adapter::kube::{Api, Cause, events};
 use crate::config::{DaemonArgs, Run};
 use crate::lease::annotation::Published;
 use crate::lease::{self, LodenCaps, NodeFacts, Snapshot, Unlisted};
+use crate::report::Code;
 use crate::telemetry::api::ApiMetrics;
 
 /// Prepares the way to the API server.
@@ -35,12 +35,13 @@ pub(super) fn reasons() -> Vec<&'static str> {
 /// Keeps our own Node as it should be.
 pub(super) async fn publish(state: Rc<State>, api: Api, metrics: ApiMetrics) {
     let lacking = state.lacking.subscribe();
-    publish::run(api, lacking, metrics, |trouble| state.health.borrow_mut().publish_trouble = trouble).await;
+    publish::run(api, lacking, metrics, |trouble| state.concerns.set(Code::OwnNodeUnwritten, trouble)).await;
 }
 
 /// Tells the cluster of refused Nodes.
 pub(super) async fn tell(state: Rc<State>, api: Api, metrics: ApiMetrics) {
-    events::run(api, state.node.clone(), state.notices.subscribe(), metrics).await;
+    let report = |trouble| state.concerns.set(Code::EventsRefused, trouble);
+    events::run(api, state.node.clone(), state.notices.subscribe(), metrics, report).await;
 }
 
 impl State {
@@ -57,20 +58,20 @@ impl State {
 
     /// Compares our own Node with what it should carry, once packets can be taken: from then on peers send to us.
     pub(super) fn check_own_node(&self) {
-        let health = self.health.borrow();
-        if !self.args.kube_subnet_mgr || !health.applied || health.from_cache.is_some() {
+        let early = self.concerns.first(&[Code::Starting, Code::StartedFromCache]).is_some();
+        if !self.args.kube_subnet_mgr || early {
             return;
         }
-        drop(health);
         let lacking = match self.own_node_lacks() {
             Ok(lacking) => lacking,
             Err(text) => {
-                self.complain_of_own_node(text);
+                let text = format!("{text}; what was published before stays");
+                self.concerns.set(Code::OwnNodeUnwritten, Some(text));
                 return;
             }
         };
         if lacking.is_none() {
-            self.health.borrow_mut().publish_trouble = None;
+            self.concerns.clear(Code::OwnNodeUnwritten);
         }
         self.lacking.send_if_modified(|now| {
             let modified = *now != lacking;
@@ -130,13 +131,5 @@ impl State {
         let (v4, v6) = self.public_ips();
         let told = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
         told.filter_map(|ip| Unlisted::of(facts?, ip)).collect()
-    }
-
-    fn complain_of_own_node(&self, text: String) {
-        let mut health = self.health.borrow_mut();
-        if health.publish_trouble.as_ref() != Some(&text) {
-            warn!("{text}; what was published before stays");
-        }
-        health.publish_trouble = Some(text);
     }
 }

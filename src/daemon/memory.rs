@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::time::Instant;
-use tracing::{debug, warn};
 
 use super::state::State;
 use crate::adapter::kube::{Api, Seen};
 use crate::adapter::{cache, file};
 use crate::lease::cache::{Remembered, Scope};
 use crate::ports::{Arrival, LeaseEvent, LeaseSource};
+use crate::report::Code;
 
 /// Changes come in bursts; one writing after them is enough.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -53,17 +53,18 @@ impl Memory {
 
     /// Writes what the API server said, some time after it said it.
     pub(super) async fn keep(self, state: Rc<State>) {
-        let mut complained = false;
         loop {
             state.learned.notified().await;
             tokio::time::sleep(SETTLE).await;
-            match cache::save(self.path.clone(), self.text(&state)).await {
-                Ok(()) => complained = false,
-                Err(error) if !complained => {
-                    complained = true;
-                    warn!("Nodes cannot be remembered for a start without the API server: {error:#}");
-                }
-                Err(error) => debug!("{error:#}"),
+            let saved = cache::save(self.path.clone(), self.text(&state)).await;
+            let trouble = saved.err().map(|error| {
+                format!("Nodes cannot be remembered for a start without the API server: {error:#}")
+            });
+            let failed = trouble.is_some();
+            state.concerns.set(Code::CacheUnwritable, trouble);
+            if failed {
+                // What made it fail may be over before anything changes.
+                state.learned.notify_one();
             }
             tokio::time::sleep(PAUSE).await;
         }

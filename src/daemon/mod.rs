@@ -2,6 +2,7 @@
 
 mod checksum;
 mod choose_backend;
+mod concerns;
 mod data_path;
 mod forwarding;
 mod gauges;
@@ -45,6 +46,7 @@ use crate::config::netconf::NetConf;
 use crate::config::{LeaseSource as Source, Run};
 use crate::ports::LeaseSource;
 use crate::reconcile;
+use crate::report::Code;
 use crate::telemetry::log::LogControl;
 use encap::offload::Features;
 
@@ -109,7 +111,7 @@ impl Start {
         let offloads = if conf.offload { run.offloads } else { Features::NONE };
         let (backend, unasked) = choose_backend::choose(&conf, &run.args.net_config_path).await?;
         let state = State::new(node, source, run.args, conf, backend, offloads)?;
-        state.health.borrow_mut().backend_note = unasked;
+        state.concerns.set(Code::BackendFallback, unasked);
         let labels = [state.backend.name(), state.backend.mode()];
         state.metrics.backend.with_label_values(&labels).set(1);
         let (tasks, ends) = tasks::watched();
@@ -118,12 +120,14 @@ impl Start {
 
     async fn run(mut self, leases: impl LeaseSource + 'static, log: LogControl) -> Result<()> {
         let state = &self.state;
+        self.tasks.spawn("report", concerns::tick(state.clone()));
         serve_endpoints(state, &self.tasks, log).await?;
         let outcome = tokio::select! {
             end = tasks::run("control", work(state, &self.tasks, leases)) => fatal(end),
             outcome = self.ends.unasked() => outcome,
             outcome = told_to_stop() => outcome,
         };
+        state.concerns.finish();
         // Kernel state stays: pods keep their addresses and rules, and the next daemon takes over.
         let _ = file::remove(&control::path(&state.args.subnet_file));
         outcome
@@ -225,6 +229,7 @@ async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + '
                 doors.read(state);
                 state.keep_subnet_env();
                 if let Some(forwarding) = &mut forwarding {
+                    forwarding.settle(state);
                     forwarding.read_gauges(state).await;
                 }
             }
@@ -255,10 +260,10 @@ async fn follow(state: Rc<State>, mut leases: impl LeaseSource) -> Infallible {
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
 async fn program(state: Rc<State>, kernel: LinuxKernel) {
     let begun = state.clone();
-    let begin = move || begun.health.borrow_mut().busy_since = Some(std::time::Instant::now());
+    let begin = move || begun.busy_since.set(Some(std::time::Instant::now()));
     let goals = state.goals.subscribe();
     let report = |pass: &reconcile::Pass| {
-        if let Some(begun) = state.health.borrow_mut().busy_since.take() {
+        if let Some(begun) = state.busy_since.take() {
             state.metrics.kernel_pass.observe(begun.elapsed().as_secs_f64());
         }
         if state.passed(pass) {

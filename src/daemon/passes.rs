@@ -1,9 +1,10 @@
-//! What a pass over the kernel did, brought to log, metrics, health, subnet.env and our own Node.
+//! What a pass over the kernel did, brought to log, metrics, concerns, subnet.env and our own Node.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use encap::{MacAddr, Prefix};
+use encap::{MacAddr, PeerId, Prefix};
 use tracing::{debug, info, warn};
 
 use super::state::State;
@@ -11,6 +12,7 @@ use crate::adapter::file;
 use crate::lease::ByFamily;
 use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::reconcile::Pass;
+use crate::report::{Code, Concern};
 use crate::telemetry::metrics::PASSES;
 
 impl State {
@@ -34,16 +36,8 @@ impl State {
             pass.objects()
                 .for_each(|object| self.metrics.repairs.with_label_values(&[object.as_str()]).inc());
         }
-        self.metrics.kernel_errors.inc_by(pass.errors.len() as u64);
-        self.note_peers(pass);
-        let trouble = (!pass.converged()).then(|| pass.errors.join("; "));
-        if let Some(text) = &trouble
-            && self.health.borrow().kernel_trouble != trouble
-        {
-            warn!("the kernel is not as it should be: {text}");
-        }
-        self.health.borrow_mut().kernel_trouble = trouble;
-        self.note_firewall(&pass.firewall_troubles);
+        self.metrics.kernel_errors.inc_by(pass.failures() as u64);
+        self.note_concerns(pass);
         if let Some(desired) = &pass.desired {
             self.follow_macs(desired.vteps);
             self.follow_mtu(desired.mtu);
@@ -53,7 +47,8 @@ impl State {
             return false;
         }
         self.write_subnet_env();
-        let first = !std::mem::replace(&mut self.health.borrow_mut().applied, true);
+        let first = self.concerns.here(Code::Starting).is_some();
+        self.concerns.clear(Code::Starting);
         self.check_own_node();
         first
     }
@@ -67,32 +62,22 @@ impl State {
         self.adopt(&change);
     }
 
-    /// What fails for single peers, and what is not as it should be without stopping packets.
-    fn note_peers(&self, pass: &Pass) {
-        for (peer, text) in &pass.peer_errors {
-            if self.failing.borrow().get(peer) != Some(text) {
-                warn!("a peer cannot be reached, the others are not affected: {text}");
-            }
-        }
-        self.metrics.failing_peers.set(pass.peer_errors.len() as i64);
-        let mut health = self.health.borrow_mut();
-        health.failing_peers = pass.peer_errors.len();
-        self.failing.replace(pass.peer_errors.clone());
-        health.host_trouble = self.said_once(&health.host_trouble, &pass.worries);
-        drop(health);
-        // Packets pass all the same: for the log and the metric, not for readiness.
-        self.metrics.kernel_warnings.set(pass.warnings.len() as i64);
-        let warned = self.kernel_warning.borrow().clone();
-        self.kernel_warning.replace(self.said_once(&warned, &pass.warnings));
-    }
-
-    /// Joins what is the matter, and logs it when it is not what was the matter before.
-    fn said_once(&self, before: &Option<String>, now: &[String]) -> Option<String> {
-        let now = (!now.is_empty()).then(|| now.join("; "));
-        if let Some(text) = now.as_ref().filter(|_| now != *before) {
-            warn!("{text}");
-        }
-        now
+    /// What is wrong in the kernel now.
+    fn note_concerns(&self, pass: &Pass) {
+        self.concerns.replace(pass.decided, pass.concerns.clone());
+        let Some(errors) = &pass.peer_errors else { return };
+        let warnings = pass.concerns.iter().filter(|concern| concern.code == Code::KernelWarning);
+        self.metrics.kernel_warnings.set(warnings.count() as i64);
+        self.metrics.failing_peers.set(errors.len() as i64);
+        let snapshot = self.snapshot();
+        let names: BTreeMap<PeerId, &str> = match errors.len() {
+            0 => BTreeMap::new(),
+            _ => snapshot.peers.iter().map(|lease| (lease.id, lease.node.as_str())).collect(),
+        };
+        let failing = errors.iter().filter_map(|(peer, text)| {
+            Some(Concern::new(Code::PeerNotProgrammed, text).about(*names.get(peer)?))
+        });
+        self.concerns.replace(&[Code::PeerNotProgrammed], failing.collect());
     }
 
     /// Says what was done: each step, but not thousands of them.
@@ -101,25 +86,13 @@ impl State {
         for op in pass.done.iter().take(SHOWN) {
             let step = op.describe(&pass.watched);
             if pass.repair {
-                warn!("repaired what somebody else had changed: {step}");
+                self.concerns.happened(format!("repaired what somebody else had changed: {step}"));
             } else {
                 debug!("{step}");
             }
         }
         if pass.done.len() > SHOWN {
             info!(steps = pass.done.len(), repair = pass.repair, "the kernel was changed");
-        }
-    }
-
-    /// Rules of others that ours cannot overrule have to be said.
-    fn note_firewall(&self, troubles: &[String]) {
-        let text = (!troubles.is_empty()).then(|| troubles.join("; "));
-        let mut health = self.health.borrow_mut();
-        if health.firewall_trouble != text {
-            if let Some(text) = &text {
-                warn!("{text}");
-            }
-            health.firewall_trouble = text;
         }
     }
 
@@ -138,14 +111,10 @@ impl State {
         }
         let path: &PathBuf = &self.args.subnet_file;
         let written = file::replace(path, &text).context("--subnet-file");
-        let mut health = self.health.borrow_mut();
-        health.subnet_file_trouble = written.as_ref().err().map(|error| format!("{error:#}"));
-        match written {
-            Ok(()) => {
-                info!(path = %path.display(), mtu = self.mtu.get(), "subnet file is written");
-                self.subnet_env.replace(Some(text));
-            }
-            Err(error) => warn!("{error:#}"),
+        self.concerns.set(Code::SubnetFile, written.as_ref().err().map(|error| format!("{error:#}")));
+        if written.is_ok() {
+            info!(path = %path.display(), mtu = self.mtu.get(), "subnet file is written");
+            self.subnet_env.replace(Some(text));
         }
     }
 

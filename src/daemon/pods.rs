@@ -6,16 +6,14 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use encap::Prefix;
-use tracing::{info, warn};
 
+use super::concerns::by_node;
 use super::state::State;
 use crate::adapter::kube::KubePods;
 use crate::lease::{Change, PodFacts, PodReason, Snapshot};
 use crate::ports::News;
+use crate::report::{Code, Concern};
 use crate::view::{PodView, RouteState, RouteView};
-
-/// A change that refuses many pods at once names this many of them; `flanneld routes` names all.
-const NAMED: usize = 20;
 
 /// Takes in all that is said of Pods, for good.
 pub(super) async fn follow(state: Rc<State>, mut pods: KubePods) {
@@ -36,18 +34,12 @@ impl State {
                 News::Delete(name) => index.delete_pod(&name),
                 News::Restored | News::Remembered(..) => Change::default(),
                 News::Trouble(text) => {
-                    let mut health = self.health.borrow_mut();
-                    if health.pods_trouble.as_ref() != Some(&text) {
-                        warn!("host routes of pods stay as they are: {text}");
-                    }
-                    health.pods_trouble = Some(text);
+                    self.concerns.raise(Concern::new(Code::PodsUnreadable, text));
                     return;
                 }
             }
         };
-        if self.health.borrow_mut().pods_trouble.take().is_some() {
-            info!("pods can be read again");
-        }
+        self.concerns.clear(Code::PodsUnreadable);
         if change.snapshot {
             self.note_heard(&change, at);
         }
@@ -71,20 +63,15 @@ impl State {
         }
     }
 
-    /// Brings metrics, health and log up to what the snapshot says of pods.
-    pub(super) fn note_pods(&self, before: &Snapshot) {
+    /// Brings metrics and concerns up to what the snapshot says of pods.
+    pub(super) fn note_pods(&self) {
         let now = self.snapshot();
         self.metrics.host_routes.set(now.host_routes.len() as i64);
         for label in PodReason::LABELS {
             let count = now.refused_pods.iter().filter(|refusal| refusal.reason.as_str() == label).count();
             self.metrics.refused_pods.with_label_values(&[label]).set(count as i64);
         }
-        self.health.borrow_mut().refused_pods = now.refused_pods.len();
-        let known: HashSet<_> = before.refused_pods.iter().collect();
-        let fresh: Vec<_> = now.refused_pods.iter().filter(|refusal| !known.contains(refusal)).collect();
-        fresh.iter().take(NAMED).for_each(|refusal| warn!("{refusal}"));
-        if let Some(unnamed) = fresh.len().checked_sub(NAMED + 1) {
-            warn!("{} more pods are refused: see `flanneld routes`", unnamed + 1);
-        }
+        let refused = now.refused_pods.iter().map(|refusal| (&*refusal.pod, refusal.to_string()));
+        self.concerns.replace(&[Code::PodRefused], by_node(Code::PodRefused, refused).collect());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// A packet thread that ends more often than [`MOST`] times in this time will not be helped by another start.
-pub(super) const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_secs(60);
 
 /// So many ends in [`WINDOW`] are followed by another start.
 const MOST: usize = 3;
@@ -19,6 +19,11 @@ impl Restarts {
         self.0.retain(|end| now.saturating_duration_since(*end) < WINDOW);
         self.0.push_back(now);
         self.0.len() <= MOST
+    }
+
+    /// Whether none has ended within the last [`WINDOW`].
+    pub(super) fn is_quiet(&self, now: Instant) -> bool {
+        self.0.back().is_none_or(|end| now.saturating_duration_since(*end) >= WINDOW)
     }
 }
 
@@ -35,5 +40,6 @@ mod tests {
         let allowed: Vec<bool> =
             [0, 10, 20, 61, 62, 71, 140].into_iter().map(|second| restarts.allow(at(second))).collect();
         assert_eq!(allowed, [true, true, true, true, false, false, true]);
+        assert!(!restarts.is_quiet(at(199)) && restarts.is_quiet(at(200)));
     }
 }

@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use encap::Family;
 use rtnetlink::Handle;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::interface;
 use super::state::State;
 use crate::adapter::interfaces::{self, Changes};
 use crate::config::iface::{ExternalInterface, Interface};
+use crate::report::Code;
 
 /// An address that is replaced is gone for a moment.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -46,7 +47,7 @@ pub(super) async fn roam(
             }
             Err(error) => Some(format!("the node's address is gone: {error:#}")),
         };
-        state.note_external(trouble);
+        state.concerns.set(Code::NoAddress, trouble);
     }
     Ok(())
 }
@@ -54,7 +55,7 @@ pub(super) async fn roam(
 /// Waits for something that may matter.
 async fn wait(changes: &mut Changes, state: &State) {
     loop {
-        let lost = state.health.borrow().external_trouble.is_some();
+        let lost = state.concerns.here(Code::NoAddress).is_some();
         let Ok(device) = tokio::time::timeout(RETRY, changes.next()).await else {
             if lost { return } else { continue }
         };
@@ -98,16 +99,4 @@ fn holds(interfaces: &[Interface], external: &ExternalInterface, families: &[Fam
         addresses.into_iter().flatten().all(held)
             && !families.iter().filter(missing).any(|family| interface.has_address_of(*family))
     })
-}
-
-impl State {
-    fn note_external(&self, trouble: Option<String>) {
-        let mut health = self.health.borrow_mut();
-        if health.external_trouble != trouble
-            && let Some(text) = &trouble
-        {
-            warn!("{text}");
-        }
-        health.external_trouble = trouble;
-    }
 }

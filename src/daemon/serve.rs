@@ -16,7 +16,7 @@ use crate::adapter::netlink;
 use crate::config;
 use crate::plan::Object;
 use crate::plan::verify::compare;
-use crate::telemetry::health::Readiness;
+use crate::report::{Board, Code, Readiness, stuck};
 use crate::telemetry::log::LogControl;
 use crate::view::{DifferenceView, Request, VerifyPart, VerifyView};
 
@@ -33,9 +33,9 @@ pub(super) fn fold(state: &State) {
 /// Writes a page of the admin endpoint.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
 pub(super) fn admin(state: &State, page: Page) -> Answer {
-    let readiness = state.health.borrow().readiness();
+    let readiness = state.concerns.readiness();
     match page {
-        Page::Healthz => match state.health.borrow().stuck(Instant::now()) {
+        Page::Healthz => match stuck(state.busy_since.get(), Instant::now()) {
             None => Answer::text(200, "flanneld is running"),
             Some(reason) => Answer::text(500, format!("flanneld is stuck: {reason}")),
         },
@@ -45,6 +45,11 @@ pub(super) fn admin(state: &State, page: Page) -> Answer {
         }
         Page::Metrics => {
             state.metrics.ready.set(i64::from(!matches!(readiness, Readiness::NotReady(_))));
+            state.metrics.concerns.reset();
+            for ((code, severity), count) in state.concerns.read(Board::counts) {
+                let labels = [code.as_str(), severity.as_str()];
+                state.metrics.concerns.with_label_values(&labels).set(count as i64);
+            }
             state.metrics.rules.reset();
             for (manager, variant) in keepers(state) {
                 state.metrics.rules.with_label_values(&[manager, variant]).set(1);
@@ -106,7 +111,7 @@ async fn repaired(state: &State) -> Result<VerifyView> {
 /// they could be compared.
 async fn verify(state: &State) -> Result<VerifyView> {
     let in_force = state.in_force.borrow().clone();
-    let (desired, watched) = in_force.with_context(|| state.health.borrow().readiness().answer().1)?;
+    let (desired, watched) = in_force.with_context(|| state.concerns.readiness().answer().1)?;
     let mut observed = netlink::survey(&watched).await?;
     let rules = state.rules.borrow().clone();
     if let Some(rules) = rules {
@@ -114,11 +119,15 @@ async fn verify(state: &State) -> Result<VerifyView> {
     }
     let repair = format!("flanneld verify --repair --subnet-file {}", state.args.subnet_file.display());
     let compared = compare(&desired, &observed, &watched, &repair);
-    let failing = state.failing.borrow();
-    let health = state.health.borrow();
+    let snapshot = state.snapshot();
     let error = |object: Object, peer: Option<PeerId>| match object {
-        Object::Firewall => health.firewall_trouble.clone().or_else(|| health.kernel_trouble.clone()),
-        _ => failing.get(&peer?).cloned(),
+        Object::Firewall => {
+            state.concerns.first(&[Code::TunnelUnguarded, Code::ForeignRules, Code::KernelFailing])
+        }
+        _ => {
+            let lease = snapshot.peers.iter().find(|lease| Some(lease.id) == peer)?;
+            state.concerns.about(Code::PeerNotProgrammed, &lease.node)
+        }
     };
     let differences = compared.differences.into_iter().map(|difference| DifferenceView {
         error: error(difference.object, difference.peer),

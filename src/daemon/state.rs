@@ -1,7 +1,7 @@
 //! What the daemon knows, and how news travels: lease source -> index -> forwarding table and kernel goal.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,8 +9,9 @@ use std::time::Instant;
 use anyhow::Result;
 use encap::{MacAddr, PeerId, Prefix, SourceCheck};
 use tokio::sync::{Notify, watch};
-use tracing::{info, warn};
+use tracing::info;
 
+use super::concerns::{Concerns, by_node};
 use super::subnet_file::former_networks;
 use crate::adapter::firewall::Look;
 use crate::adapter::kube::publish::Publication;
@@ -23,7 +24,7 @@ use crate::lease::cache::{self, Scope};
 use crate::lease::{ByFamily, Change, IndexConfig, LeaseIndex, Notice, OwnLease, Reason, Snapshot, fib};
 use crate::plan::{Desired, Intent, Vtep, Watched};
 use crate::ports::{Arrival, LeaseEvent};
-use crate::telemetry::health::Health;
+use crate::report::{Code, Concern};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::peers::Peers;
 use encap::offload::Features;
@@ -42,7 +43,9 @@ pub(super) struct State {
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Metrics,
     pub(super) peers: Peers,
-    pub(super) health: RefCell<Health>,
+    pub(super) concerns: Concerns,
+    /// Since when the loop that programs the kernel has been at work on one pass.
+    pub(super) busy_since: Cell<Option<Instant>>,
     pub(super) goals: watch::Sender<Option<Arc<Intent>>>,
     /// MTU of the tunnel, bytes; 0 before the device is there.
     pub(super) mtu: Cell<u16>,
@@ -76,12 +79,6 @@ pub(super) struct State {
     pub(super) in_force: RefCell<Option<(Arc<Desired>, Watched)>>,
     /// Shows the traffic rules, once there may be any.
     pub(super) rules: RefCell<Option<Rc<Look>>>,
-    /// What could not be done in the kernel without stopping packets, so that it is logged once.
-    pub(super) kernel_warning: RefCell<Option<String>>,
-    /// Peers that the kernel could not be told of, and why.
-    pub(super) failing: RefCell<BTreeMap<PeerId, String>>,
-    /// Refusals and mismatches that were logged, so that each is logged once.
-    complaints: RefCell<BTreeSet<String>>,
     pub(super) subnet_env: RefCell<Option<String>>,
     /// Networks that the daemon before this one had and we do not.
     pub(super) former: Vec<Prefix>,
@@ -125,7 +122,9 @@ impl State {
             backend,
             managed_only: args.kube_subnet_mgr,
         });
-        let waiting = Some(format!("waiting for {source} to be read"));
+        let concerns = Concerns::default();
+        concerns.raise(Concern::new(Code::NoLease, format!("waiting for {source} to be read")));
+        concerns.raise(Concern::new(Code::Starting, "the kernel is not programmed yet"));
         Ok(Self {
             metrics: Metrics::new(
                 shared.clone(),
@@ -133,7 +132,8 @@ impl State {
                 &Reason::LABELS,
             )?,
             peers: Peers::default(),
-            health: RefCell::new(Health { waiting, ..Health::default() }),
+            concerns,
+            busy_since: Cell::default(),
             goals: watch::Sender::new(None),
             mtu: Cell::new(0),
             snapshot: RefCell::new(index.snapshot()),
@@ -152,9 +152,6 @@ impl State {
             vtep_macs: Cell::default(),
             in_force: RefCell::default(),
             rules: RefCell::default(),
-            kernel_warning: RefCell::default(),
-            failing: RefCell::default(),
-            complaints: RefCell::default(),
             subnet_env: RefCell::default(),
             former: former_networks(&args.subnet_file, &conf.networks()),
             node,
@@ -198,8 +195,7 @@ impl State {
             LeaseEvent::Restored => (Change::default(), false),
             LeaseEvent::Remembered(nodes, saved) => {
                 let text = format!("started from cache, with the nodes of {saved}");
-                warn!(nodes = nodes.len(), "{text}");
-                self.health.borrow_mut().from_cache = Some(text);
+                self.concerns.raise(Concern::new(Code::StartedFromCache, text));
                 let change = index.reset(nodes);
                 drop(index);
                 self.adopt(&change);
@@ -207,20 +203,15 @@ impl State {
             }
             LeaseEvent::Trouble(text) => {
                 drop(index);
-                if self.health.borrow().source_trouble.as_ref() != Some(&text) {
-                    warn!("leases stay as they are: {text}");
-                }
-                self.health.borrow_mut().source_trouble = Some(text);
+                self.concerns.raise(Concern::new(Code::SourceUnreadable, text));
                 self.metrics.source_up.set(0);
                 self.refresh_waiting();
                 return;
             }
         };
         drop(index);
-        if self.health.borrow_mut().source_trouble.take().is_some() {
-            info!(source = self.source, "leases can be read again");
-        }
-        self.health.borrow_mut().from_cache = None;
+        self.concerns.clear(Code::SourceUnreadable);
+        self.concerns.clear(Code::StartedFromCache);
         self.metrics.source_up.set(1);
         if change.snapshot {
             self.learned.notify_one();
@@ -252,7 +243,7 @@ impl State {
 
     /// Whether the source itself has said what is known.
     pub(super) fn knows_the_truth(&self) -> bool {
-        self.health.borrow().from_cache.is_none() && self.index.borrow().facts().len() > 0
+        self.concerns.here(Code::StartedFromCache).is_none() && self.index.borrow().facts().len() > 0
     }
 
     /// All that the source said, for [`Memory`](super::memory::Memory).
@@ -271,9 +262,9 @@ impl State {
         if !own.is_empty() {
             Arc::make_mut(&mut now).unlisted.extend(own);
         }
-        let before = self.snapshot.replace(now);
+        self.snapshot.replace(now);
         if change.pods {
-            self.note_pods(&before);
+            self.note_pods();
         }
         self.adopt_own();
         if change.moves_packets() {
@@ -310,27 +301,16 @@ impl State {
             }
             OwnLease::Bad(refusal) => Some(refusal.to_string()),
         };
-        let mut health = self.health.borrow_mut();
-        if health.own_trouble != trouble
-            && let Some(text) = &trouble
-        {
-            let meanwhile =
-                if self.has_own_lease() { "the data path goes on with the last lease" } else { "waiting" };
-            warn!("{text}: {meanwhile}");
-        }
-        health.own_trouble = trouble;
-        drop(health);
+        self.concerns.set(Code::OwnNode, trouble);
         self.refresh_waiting();
     }
 
     fn refresh_waiting(&self) {
-        let mut health = self.health.borrow_mut();
-        health.waiting = if self.has_own_lease() {
-            None
-        } else {
-            let reason = health.source_trouble.clone().or_else(|| health.own_trouble.clone());
-            Some(format!("waiting: {}", reason.unwrap_or_else(|| "no own lease yet".into())))
-        };
+        let waiting = (!self.has_own_lease()).then(|| {
+            let reason = self.concerns.first(&[Code::SourceUnreadable, Code::OwnNode]);
+            format!("waiting: {}", reason.unwrap_or_else(|| "no own lease yet".into()))
+        });
+        self.concerns.set(Code::NoLease, waiting);
     }
 
     /// Builds the forwarding table from the snapshot and puts it in force.
@@ -344,7 +324,7 @@ impl State {
         self.shared.publish(fib);
     }
 
-    /// Brings metrics, health and log up to the snapshot.
+    /// Brings metrics and concerns up to the snapshot.
     fn note(&self, change: &Change) {
         let snapshot = self.snapshot();
         for (label, count) in
@@ -365,22 +345,19 @@ impl State {
         }
         self.complain(&snapshot);
         self.note_for_others(&snapshot);
-        let mut health = self.health.borrow_mut();
-        health.refused = snapshot.refused.iter().filter(|refusal| refusal.node != self.node).count();
-        health.mismatched = snapshot.mismatched.len();
     }
 
     fn complain(&self, snapshot: &Snapshot) {
-        let others = snapshot.refused.iter().filter(|refusal| refusal.node != self.node);
-        let texts = others
-            .map(ToString::to_string)
-            .chain(snapshot.mismatched.iter().map(ToString::to_string))
-            .chain(snapshot.unlisted.iter().map(ToString::to_string));
-        let now: BTreeSet<String> = texts.collect();
-        for text in now.difference(&self.complaints.borrow()) {
-            warn!("{text}");
-        }
-        self.complaints.replace(now);
+        // What is the matter with our own Node is a concern of its own.
+        let refused = snapshot.refused.iter().filter(|refusal| refusal.node != self.node);
+        let refused = refused.map(|refusal| (refusal.node.as_str(), refusal.to_string()));
+        let mismatched = snapshot.mismatched.iter().map(|odd| (odd.node.as_str(), odd.to_string()));
+        let unlisted = snapshot.unlisted.iter().map(|odd| (odd.node.as_str(), odd.to_string()));
+        let concerns = by_node(Code::NodeRefused, refused)
+            .chain(by_node(Code::BackendMismatch, mismatched))
+            .chain(by_node(Code::AddressUnlisted, unlisted));
+        let codes = [Code::NodeRefused, Code::BackendMismatch, Code::AddressUnlisted];
+        self.concerns.replace(&codes, concerns.collect());
     }
 }
 

@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use encap::Prefix;
-use tracing::warn;
 
 use super::state::State;
 use crate::adapter::file;
 use crate::lease::subnet_env::SubnetEnv;
+use crate::report::{Code, Concern, Severity};
 use crate::telemetry::metrics::SUBNET_ENV;
 
 /// More than ours ever is.
@@ -28,16 +28,26 @@ impl State {
         let written = self.subnet_env.borrow();
         let Some(text) = written.as_ref() else { return };
         let path = &self.args.subnet_file;
-        if file::read(path, LIMIT).is_ok_and(|there| there == *text) {
-            return;
-        }
-        match file::replace(path, text) {
-            Ok(()) => {
-                warn!(path = %path.display(), "repaired what somebody else had changed: write the subnet file");
-                self.metrics.repairs.with_label_values(&[SUBNET_ENV]).inc();
-                self.health.borrow_mut().subnet_file_trouble = None;
+        let trouble = match file::read(path, LIMIT) {
+            Ok(there) if there == *text => None,
+            // Without a descriptor to read it nobody knows, but as far as anybody knows it is as it was.
+            Err(error) if file::is_exhaustion(&error) => Some((Severity::Degraded, error)),
+            Ok(_) | Err(_) => {
+                file::replace(path, text).err().map(|error| (Severity::Broken, error)).or_else(|| {
+                    self.concerns.happened(format!(
+                        "repaired what somebody else had changed: write the subnet file {}",
+                        path.display()
+                    ));
+                    self.metrics.repairs.with_label_values(&[SUBNET_ENV]).inc();
+                    None
+                })
             }
-            Err(error) => self.health.borrow_mut().subnet_file_trouble = Some(format!("{error:#}")),
+        };
+        match trouble {
+            Some((severity, error)) => {
+                self.concerns.raise(Concern::new(Code::SubnetFile, format!("{error:#}")).with(severity));
+            }
+            None => self.concerns.clear(Code::SubnetFile),
         }
     }
 }

@@ -6,6 +6,7 @@ use encap::{MacAddr, PeerId, Prefix};
 
 use super::firewall::FirewallOp;
 use super::{Device, Hop, LinkSpec, Object, Route, RouteKey, Watched};
+use crate::report::Code;
 
 /// One step. Devices are named by role, not by index: a step may follow the one that makes its device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,6 +196,30 @@ impl Op {
             Self::PutNeighbour { .. } | Self::RemoveNeighbour { .. } => Object::Neighbour,
             Self::PutRoute { .. } | Self::RemoveRoute { .. } => Object::Route,
             Self::Firewall(_) => Object::Firewall,
+        }
+    }
+
+    /// What is wrong when it fails: this decides how bad that is. What is too much carries packets as well as what is
+    /// enough, and the step of a single peer concerns that peer alone.
+    pub fn failure(&self) -> Code {
+        match self {
+            Self::RemoveRoute { .. }
+            | Self::RemoveNeighbour { .. }
+            | Self::RemoveFdb { .. }
+            | Self::RemoveAddress { .. }
+            | Self::SetLink { change: LinkChange::IgnoreRa, .. } => Code::KernelWarning,
+            Self::Firewall(op) if op.is_optional() => Code::TunnelUnguarded,
+            Self::PutFdb { peer: Some(_), .. }
+            | Self::PutNeighbour { peer: Some(_), .. }
+            | Self::PutRoute { peer: Some(_), .. } => Code::PeerNotProgrammed,
+            Self::RemoveLink { .. }
+            | Self::CreateLink { .. }
+            | Self::SetLink { .. }
+            | Self::AddAddress { .. }
+            | Self::PutFdb { .. }
+            | Self::PutNeighbour { .. }
+            | Self::PutRoute { .. }
+            | Self::Firewall(_) => Code::KernelFailing,
         }
     }
 

@@ -44,7 +44,7 @@ pub async fn run<K: Kernel>(
     mut begin: impl FnMut(),
     mut report: impl FnMut(&Pass),
 ) {
-    let mut settled: Option<Arc<Desired>> = None;
+    let mut settled: Option<Settled> = None;
     let mut failing = Failing::default();
     let mut retry = RETRY.0;
     let mut rested = Instant::now();
@@ -71,16 +71,15 @@ pub async fn run<K: Kernel>(
                 if everything {
                     due = begun + jittered(SAFETY);
                 }
-                let pass =
-                    pass::run(&mut kernel, &intent, everything, settled.as_deref(), &mut failing).await;
+                let pass = pass::run(&mut kernel, &intent, everything, settled.as_ref(), &mut failing).await;
                 report(&pass);
                 rested = Instant::now() + begun.elapsed().min(REST);
                 let idle = failing.next().unwrap_or(Duration::MAX).min(due - Instant::now());
                 let wait = if pass.complete() { idle } else { retry.min(idle) };
                 let limit = if pass.converged() { SAFETY } else { RETRY.1 };
                 retry = if pass.complete() { RETRY.0 } else { (retry * 2).min(limit) };
-                if pass.converged() {
-                    settled = pass.desired;
+                if let Some(desired) = pass.desired.clone().filter(|_| pass.converged()) {
+                    settled = Some(Settled { intent, desired });
                 }
                 Some(wait)
             }
@@ -98,6 +97,12 @@ pub async fn run<K: Kernel>(
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
     }
+}
+
+/// What the kernel was last made to hold, and what for.
+struct Settled {
+    intent: Arc<Intent>,
+    desired: Arc<Desired>,
 }
 
 /// Nodes that were started together do not look together.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use encap::PeerId;
 use tokio::time::Instant;
 
-use super::Failing;
-use crate::plan::{Desired, Device, Intent, Object, Op, Stage, Watched, desired, diff};
-use crate::ports::{Kernel, KernelError};
+use super::{Failing, Settled};
+use crate::plan::{Desired, Device, Intent, Object, Op, Watched, desired, diff};
+use crate::ports::Kernel;
+use crate::report::{Code, Concern, Severity};
 
 /// What one pass did.
 #[derive(Debug)]
@@ -25,19 +26,27 @@ pub struct Pass {
     pub unannounced: usize,
     /// The steps undid somebody else's change, rather than following one of ours.
     pub repair: bool,
-    /// Rules that packets can do without are not in force.
-    pub unguarded: bool,
-    /// What keeps traffic rules from working although they are in force, a sentence each.
-    pub firewall_troubles: Vec<String>,
-    /// Why pods cannot be served; empty when they can.
-    pub errors: Vec<String>,
-    /// Why single peers cannot be reached.
-    pub peer_errors: BTreeMap<PeerId, String>,
-    /// Settings of the host that stop packets, and are not ours to change.
-    pub worries: Vec<String>,
-    /// What could not be done and does not stop packets.
-    pub warnings: Vec<String>,
+    /// What is wrong, but for single peers.
+    pub concerns: Vec<Concern>,
+    /// Of these codes, `concerns` has all that is wrong: it was found out, and what is not there is over.
+    pub decided: &'static [Code],
+    /// Why single peers cannot be reached; `None` if that was not found out.
+    pub peer_errors: Option<BTreeMap<PeerId, String>>,
 }
+
+/// What a pass finds out when the kernel cannot even be read.
+const UNREADABLE: &[Code] = &[Code::KernelUnreadable];
+/// What it finds out when it can be read, and there is no plan.
+const NO_PLAN: &[Code] = &[Code::KernelUnreadable, Code::HostSetting, Code::KernelFailing];
+/// What a whole pass finds out.
+const WHOLE: &[Code] = &[
+    Code::KernelUnreadable,
+    Code::HostSetting,
+    Code::KernelFailing,
+    Code::ForeignRules,
+    Code::TunnelUnguarded,
+    Code::KernelWarning,
+];
 
 impl Pass {
     fn new(watched: Watched) -> Self {
@@ -48,23 +57,31 @@ impl Pass {
             tried: 0,
             unannounced: 0,
             repair: false,
-            unguarded: false,
-            firewall_troubles: Vec::new(),
-            errors: Vec::new(),
-            peer_errors: BTreeMap::new(),
-            worries: Vec::new(),
-            warnings: Vec::new(),
+            concerns: Vec::new(),
+            decided: UNREADABLE,
+            peer_errors: None,
         }
     }
 
-    /// The kernel holds what it should, but for single peers.
+    /// The kernel was read and holds what it should, but for single peers.
     pub fn converged(&self) -> bool {
-        self.errors.is_empty()
+        self.desired.is_some() && !self.has(Code::KernelFailing)
     }
 
     /// Nothing is left that might succeed if it were tried again soon.
     pub(super) fn complete(&self) -> bool {
-        self.converged() && !self.unguarded
+        self.converged() && !self.has(Code::TunnelUnguarded)
+    }
+
+    /// How many steps failed, or kept others from being tried.
+    pub fn failures(&self) -> usize {
+        let counted =
+            |concern: &&Concern| matches!(concern.code, Code::KernelFailing | Code::KernelUnreadable);
+        self.concerns.iter().filter(counted).count()
+    }
+
+    fn has(&self, code: Code) -> bool {
+        self.concerns.iter().any(|concern| concern.code == code)
     }
 
     /// One object per carried-out step.
@@ -77,7 +94,7 @@ pub(super) async fn run<K: Kernel>(
     kernel: &mut K,
     intent: &Intent,
     everything: bool,
-    settled: Option<&Desired>,
+    settled: Option<&Settled>,
     failing: &mut Failing,
 ) -> Pass {
     let mut pass = Pass::new(intent.watched());
@@ -87,20 +104,31 @@ pub(super) async fn run<K: Kernel>(
             seen.observed
         }
         Err(error) => {
-            pass.errors.push(error.to_string());
+            // As long as nothing new is wanted, what was put in force still holds as far as anybody knows.
+            let holds = settled.is_some_and(|settled| *settled.intent == *intent);
+            let severity = if holds { Severity::Degraded } else { Severity::Broken };
+            let text = format!("the kernel cannot be read: {error}");
+            pass.concerns.push(Concern::new(Code::KernelUnreadable, text).with(severity));
             return pass;
         }
     };
-    pass.worries = observed.host.worries(intent);
+    pass.decided = NO_PLAN;
+    let settings = observed.host.worries(intent);
+    pass.concerns
+        .extend(settings.into_iter().map(|text| Concern::new(Code::HostSetting, text).one_of_many()));
+    let settled = settled.map(|settled| &*settled.desired);
     let desired = match desired(intent, observed, settled) {
         Ok(desired) => desired,
         Err(error) => {
-            pass.errors.push(error.to_string());
+            pass.concerns.push(Concern::new(Code::KernelFailing, error.to_string()));
             return pass;
         }
     };
+    pass.decided = WHOLE;
     pass.repair = settled == Some(&desired);
-    pass.firewall_troubles = observed.firewall.troubles(&desired.firewall);
+    let obstacles = observed.firewall.troubles(&desired.firewall);
+    pass.concerns
+        .extend(obstacles.into_iter().map(|text| Concern::new(Code::ForeignRules, text).one_of_many()));
     let ops = diff(&desired, observed);
     // A peer that wants nothing any more cannot fail.
     let concerned: BTreeSet<PeerId> = ops.iter().filter_map(Op::peer).collect();
@@ -113,13 +141,14 @@ pub(super) async fn run<K: Kernel>(
 /// Applies stage by stage. What depends on something that failed is not tried.
 async fn apply<K: Kernel>(kernel: &mut K, ops: Vec<Op>, pass: &mut Pass, failing: &mut Failing) {
     let now = Instant::now();
-    pass.peer_errors = failing.resting(now).map(|(peer, error)| (peer, error.to_owned())).collect();
+    let mut peer_errors: BTreeMap<_, _> =
+        failing.resting(now).map(|(peer, error)| (peer, error.to_owned())).collect();
     let mut broken: BTreeSet<Device> = BTreeSet::new();
     let mut left = ops.into_iter().peekable();
     while let Some(stage) = left.peek().map(Op::stage) {
         let possible = |op: &Op| {
             op.device().is_none_or(|device| !broken.contains(&device))
-                && op.peer().is_none_or(|peer| !pass.peer_errors.contains_key(&peer))
+                && op.peer().is_none_or(|peer| !peer_errors.contains_key(&peer))
         };
         let batch: Vec<Op> =
             std::iter::from_fn(|| left.next_if(|op| op.stage() == stage)).filter(possible).collect();
@@ -128,33 +157,21 @@ async fn apply<K: Kernel>(kernel: &mut K, ops: Vec<Op>, pass: &mut Pass, failing
         for (op, outcome) in batch.into_iter().zip(outcomes) {
             match outcome {
                 Ok(()) => pass.done.push(op),
-                Err(error) => note(&op, &error, pass, failing, now, &mut broken),
+                Err(error) => {
+                    let text = error.to_string();
+                    if let Some(peer) = op.peer() {
+                        failing.failed(peer, text.clone(), now);
+                        peer_errors.insert(peer, text);
+                        continue;
+                    }
+                    let code = op.failure();
+                    pass.concerns.push(Concern::new(code, text).about(error.doing));
+                    if code == Code::KernelFailing {
+                        broken.extend(op.device().filter(|_| op.carries_device()));
+                    }
+                }
             }
         }
     }
-}
-
-fn note(
-    op: &Op,
-    error: &KernelError,
-    pass: &mut Pass,
-    failing: &mut Failing,
-    now: Instant,
-    broken: &mut BTreeSet<Device>,
-) {
-    let text = error.to_string();
-    if let Some(peer) = op.peer() {
-        failing.failed(peer, text.clone(), now);
-        pass.peer_errors.insert(peer, text);
-    } else if matches!(op, Op::Firewall(op) if op.is_optional()) {
-        pass.unguarded = true;
-        pass.firewall_troubles.push(text);
-    } else if op.object() == Object::Sysctl || op.stage() >= Stage::DropRoute && op.stage() < Stage::Firewall
-    {
-        // What is too much carries packets no worse than what is enough.
-        pass.warnings.push(text);
-    } else {
-        pass.errors.push(text);
-        broken.extend(op.device().filter(|_| op.carries_device()));
-    }
+    pass.peer_errors = Some(peer_errors);
 }

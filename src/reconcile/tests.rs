@@ -9,6 +9,7 @@ use super::*;
 use crate::plan::firewall::{Guard, Senders};
 use crate::plan::{Belief, Device, LinkState, Observed, Op, Parts, Watched, model};
 use crate::ports::{KernelError, Seen};
+use crate::report::{Code, Severity};
 
 const TUNNEL: Device = Device::Tunnel(Family::V4);
 
@@ -21,6 +22,8 @@ struct World {
     state: Rc<RefCell<Observed>>,
     changed: Rc<tokio::sync::Notify>,
     refuses: Rc<RefCell<Refuses>>,
+    /// Why it cannot be read.
+    unreadable: Rc<Cell<Option<&'static str>>>,
     /// What was changed has been announced.
     told: Rc<Cell<bool>>,
     belief: Belief,
@@ -35,6 +38,7 @@ impl World {
             state: Rc::new(RefCell::new(Observed { links, ..Observed::default() })),
             changed: Rc::default(),
             refuses: Rc::new(RefCell::new(refuses)),
+            unreadable: Rc::default(),
             told: Rc::default(),
             belief: Belief::default(),
         }
@@ -53,6 +57,9 @@ impl World {
 
 impl Kernel for World {
     async fn observe(&mut self, _: &Watched, everything: bool) -> Result<Seen<'_>, KernelError> {
+        if let Some(cause) = self.unreadable.get() {
+            return Err(KernelError::new("list routes", cause));
+        }
         if self.told.take() {
             self.belief.doubt(Parts::ALL);
         }
@@ -171,6 +178,49 @@ fn failures_are_retried_with_growing_pauses_until_they_end() {
         tokio::time::sleep(Duration::from_secs(2)).await;
     });
     assert_eq!(passes, [(0, false, false); 4].into_iter().chain([(7, false, true)]).collect::<Vec<_>>());
+}
+
+/// Out of descriptors for a while: nobody knows what the kernel holds, and nothing says that it differs.
+#[test]
+fn a_kernel_that_cannot_be_read_is_a_concern_of_its_own_until_it_can() {
+    let world = World::new();
+    let (sender, goals) = watch::channel(Some(goal()));
+    let fault = world.clone();
+    let look = |pass: &Pass| {
+        let told = pass.concerns.iter().map(|concern| (concern.code, concern.severity)).collect::<Vec<_>>();
+        let over = pass.decided.contains(&Code::KernelFailing);
+        (told, over, pass.failures(), pass.done.len())
+    };
+    let passes = watch_passes(&world, goals, look, async move {
+        settle().await;
+        fault.unreadable.set(Some("Too many open files"));
+        fault.changed.notify_one();
+        settle().await;
+        // What is new cannot be put in force without reading.
+        sender.send_replace(Some(Arc::new(Intent { blackhole: true, ..crate::plan::sample_intent() })));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        fault.unreadable.set(None);
+        tokio::time::sleep(RETRY.1).await;
+    });
+    let unreadable = |severity| (vec![(Code::KernelUnreadable, severity)], false, 1, 0);
+    assert_eq!(passes.first(), Some(&(Vec::new(), true, 0, 7)));
+    assert_eq!(passes[1], unreadable(Severity::Degraded));
+    assert!(passes.contains(&unreadable(Severity::Broken)), "{passes:?}");
+    assert_eq!(passes.last(), Some(&(Vec::new(), true, 0, 1)));
+}
+
+/// How bad a failure is comes with the step, whatever the order of the stages.
+#[test]
+fn each_step_that_fails_has_the_code_that_belongs_to_it() {
+    let world = World::new();
+    let mut intent = crate::plan::sample_intent();
+    intent.firewall.guard =
+        Some(Guard { port: 8472, senders: Senders::new(std::iter::empty()), untracked: true, check: None });
+    let (_sender, goals) = watch::channel(Some(Arc::new(intent)));
+    world.refuse(|op| op.failure() != Code::KernelFailing || matches!(op, Op::AddAddress { .. }));
+    let codes = |pass: &Pass| pass.concerns.iter().map(|concern| concern.code).collect::<Vec<_>>();
+    let passes = watch_passes(&world, goals, codes, settle());
+    assert_eq!(passes[0], [Code::TunnelUnguarded, Code::KernelWarning, Code::KernelFailing]);
 }
 
 #[test]

@@ -255,8 +255,8 @@ impl Board {
         }
         let lasted = lasting(now.saturating_duration_since(raised.since));
         let text = match &key.1 {
-            Subject::Named(name) => format!("{name}: {over} after {lasted}"),
-            Subject::Here => format!("{over} after {lasted}"),
+            Subject::Named(name) if *name != raised.concern.text => format!("{name}: {over} after {lasted}"),
+            Subject::Named(_) | Subject::Here => format!("{over} after {lasted}"),
         };
         Some(Line { level: Level::Info, code: Some(key.0), text })
     }

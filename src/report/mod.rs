@@ -8,6 +8,7 @@
 mod board;
 mod code;
 mod fold;
+mod liveness;
 mod past;
 mod words;
 
@@ -15,6 +16,7 @@ use std::fmt;
 
 pub use self::board::{Board, Level, Line, Readiness};
 pub use self::code::Code;
+pub use self::liveness::stuck;
 pub use self::words::lasting;
 
 /// How bad a concern is.
@@ -84,6 +86,13 @@ impl Concern {
     #[must_use]
     pub fn about(self, name: impl Into<String>) -> Self {
         Self { subject: Subject::Named(name.into()), ..self }
+    }
+
+    /// The same where there may be several, and nothing but the text tells them apart.
+    #[must_use]
+    pub fn one_of_many(self) -> Self {
+        let name = self.text.clone();
+        self.about(name)
     }
 
     /// The same, worse or less bad than usual.

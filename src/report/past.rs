@@ -7,11 +7,16 @@ use super::words::lasting;
 /// What was told stays untold for this long at first, and for twice as long each time it has come again meanwhile.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
+/// So often it is told at once all the same: new words of something are news, and somebody may be mending it.
+const AT_ONCE: u8 = 3;
+
 /// When something was last told, and how often it has come since.
 #[derive(Debug, Clone)]
 pub(super) struct Past {
     told: Instant,
     pause: Duration,
+    /// How often it was told at once since it was quiet.
+    at_once: u8,
     /// How often it came without being told.
     untold: u64,
     /// What it said last.
@@ -21,13 +26,12 @@ pub(super) struct Past {
 impl Past {
     /// Told for the first time.
     pub(super) fn new(now: Instant) -> Self {
-        Self { told: now, pause: PAUSE.0, untold: 0, text: String::new() }
+        Self { told: now, pause: PAUSE.0, at_once: 1, untold: 0, text: String::new() }
     }
 
     /// It came again. Whether that is to be told at once.
     pub(super) fn again(&mut self, text: &str, now: Instant) -> bool {
-        if self.untold == 0 && self.is_over(now) {
-            *self = Self::new(now);
+        if self.changed(now) {
             return true;
         }
         self.untold += 1;
@@ -37,11 +41,16 @@ impl Past {
 
     /// It says something else than it was told. Whether that is to be told at once.
     pub(super) fn changed(&mut self, now: Instant) -> bool {
-        let due = self.untold == 0 && self.is_over(now);
-        if due {
+        if self.untold == 0 && self.is_over(now) {
             *self = Self::new(now);
+            return true;
         }
-        due
+        let at_once = self.untold == 0 && self.at_once < AT_ONCE;
+        if at_once {
+            self.at_once += 1;
+            self.told = now;
+        }
+        at_once
     }
 
     /// The pause is over.

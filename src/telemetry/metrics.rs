@@ -76,6 +76,8 @@ pub struct Metrics {
     pub tunnel_overflows: IntCounter,
     /// Packets that the kernel has kept out of its tunnel, or counted only, in the order of [`guard::REASONS`].
     pub refused_by_kernel: [IntCounter; 2],
+    /// What is wrong now, by code and severity.
+    pub concerns: IntGaugeVec,
     /// The daemon is ready.
     pub ready: IntGauge,
 }
@@ -214,6 +216,13 @@ impl Metrics {
                 IntCounter::new("unknown_sender", "Part of loden_drops_total")?,
                 IntCounter::new("spoofed_source", "Part of loden_drops_total")?,
             ],
+            concerns: IntGaugeVec::new(
+                Opts::new(
+                    "loden_concerns",
+                    "What is wrong now, by code and severity: note, degraded, broken",
+                ),
+                &["code", "severity"],
+            )?,
             ready: IntGauge::new("loden_ready", "1 while /readyz answers 200")?,
         };
         // Series that exist from the start can be alerted on before the first event.
@@ -250,6 +259,7 @@ impl Metrics {
         registry.register(Box::new(metrics.tunnel_mtu.clone()))?;
         registry.register(Box::new(metrics.socket_overflows.clone()))?;
         registry.register(Box::new(metrics.tunnel_overflows.clone()))?;
+        registry.register(Box::new(metrics.concerns.clone()))?;
         registry.register(Box::new(metrics.ready.clone()))?;
         Ok(metrics)
     }

@@ -1,7 +1,6 @@
-//! What people and machines can see of the daemon: logs, metrics, health.
+//! What people and machines can see of the daemon: logs and metrics.
 
 pub mod api;
-pub mod health;
 pub mod log;
 pub mod metrics;
 pub mod peers;

@@ -159,6 +159,11 @@ fn packets(notes: &Notes) -> Result<()> {
             let took =
                 wait::until_true("pods reach each other again", || Ok(reach::first_two(&two.0).is_ok()))?;
             notes.took(&format!("{name} that {said}: pods again after"), took);
+            let said = format!("degraded: packet thread {name} of queue");
+            wait::until_true(&format!("{said:?} in /readyz"), || {
+                let answer = two.0.node("n1")?.daemon()?.get("/readyz")?;
+                Ok(answer.status == 200 && answer.body.starts_with(&said))
+            })?;
         }
     }
     Ok(())

@@ -20,6 +20,10 @@ pub(super) fn suite() -> Checks {
         .check("subnet.env has flannel's bytes, mode and directory", subnet_env_bytes)
         .check("an idle daemon uses no CPU", idle)
         .check("systemd is told READY=1", sd_notify)
+        .check(
+            "without descriptors for three seconds: said, over by itself, and logged both times",
+            descriptors,
+        )
         .check("a second daemon is refused and the first goes on", second)
         .check("SIGTERM ends it with exit 0 and leaves kernel state", sigterm)
         .check("SIGINT does too", sigint)
@@ -110,6 +114,50 @@ fn sd_notify(two: &mut Two, _: &Notes) -> Result<()> {
     let answer = two.0.node("n1")?.daemon()?.get("/readyz")?;
     ensure!(answer.status == 200, "READY=1 before readiness: {}", answer.body);
     Ok(())
+}
+
+/// The limits on open files of a process: soft and hard.
+fn open_files(pid: u32, limit: Option<(u64, u64)>) -> Result<(u64, u64)> {
+    let id = pid.to_string();
+    let mut command = std::process::Command::new("prlimit");
+    command.args(["--pid", &id, "--noheadings", "--raw", "--output", "SOFT,HARD"]);
+    match limit {
+        None => command.arg("--nofile"),
+        // The hard limit stays, so that the soft one can be put back.
+        Some((soft, hard)) => command.arg(format!("--nofile={soft}:{hard}")),
+    };
+    let output = command.output().context("run prlimit")?;
+    ensure!(output.status.success(), "prlimit: {}", String::from_utf8_lossy(&output.stderr));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut limits = shown.split_whitespace().filter_map(|word| word.parse().ok());
+    Ok((limits.next().unwrap_or_default(), limits.next().unwrap_or_default()))
+}
+
+fn descriptors(two: &mut Two, notes: &Notes) -> Result<()> {
+    let node = two.0.node("n1")?;
+    let daemon = node.daemon()?;
+    let before = open_files(daemon.pid(), None)?;
+    open_files(daemon.pid(), Some((20, before.1)))?;
+    std::thread::sleep(Duration::from_secs(3));
+    // Nothing can be asked meanwhile: a connection needs a descriptor, too.
+    open_files(daemon.pid(), Some(before))?;
+    let took = wait::until_true("ready again", || {
+        Ok(daemon.get("/readyz").is_ok_and(|answer| answer.body == "flanneld is ready"))
+    })
+    .with_context(|| {
+        format!("/readyz says {:?}\n{}", daemon.get("/readyz"), daemon.log().unwrap_or_default())
+    })?;
+    notes.took("ready after descriptors are back", took);
+    let log = daemon.log()?;
+    let lines = |part: &str| log.lines().filter(|line| line.contains(part)).count();
+    ensure!(lines("Too many open files") > 0, "the lack of descriptors is not said:\n{log}");
+    for code in ["SubnetFile", "KernelUnreadable"] {
+        let lines = log.lines().filter(|line| line.contains(&format!("code=\"{code}\"")));
+        let (said, over): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.contains("WARN"));
+        ensure!(said.len() == over.len(), "{code} was raised and cleared unequally often:\n{log}");
+    }
+    ensure!(lines("repaired what") == 0, "what could not be read was taken for changed:\n{log}");
+    connected(&two.0)
 }
 
 fn second(two: &mut Two, _: &Notes) -> Result<()> {

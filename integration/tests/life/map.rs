@@ -165,7 +165,7 @@ fn broken(lab: &mut Lab, _: &Notes) -> Result<()> {
         wait::until_true("the mended file is read", || Ok(lab.ready()?.1 == "flanneld is ready"))?;
     }
     let log = lab.cluster.node("n1")?.daemon()?.log()?;
-    ensure!(log.contains("leases stay as they are") && log.contains("line"), "{log}");
+    ensure!(log.contains("SourceUnreadable") && log.contains("line"), "{log}");
     Ok(())
 }
 

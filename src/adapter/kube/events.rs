@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::client::Api;
 use super::trouble::Cause;
@@ -30,10 +30,16 @@ const PACE: Duration = Duration::from_millis(500);
 /// When the notices of now are due, by id.
 type Due = BTreeMap<String, Instant>;
 
-/// Writes Events until the sender of `notices` is dropped. `own` is the name of our Node.
-pub async fn run(api: Api, own: String, mut notices: watch::Receiver<Vec<Notice>>, metrics: ApiMetrics) {
+/// Writes Events until the sender of `notices` is dropped. `own` is the name of our Node; `report` gets the reason while
+/// Events cannot be written, in words, and `None` once they can.
+pub async fn run(
+    api: Api,
+    own: String,
+    mut notices: watch::Receiver<Vec<Notice>>,
+    metrics: ApiMetrics,
+    mut report: impl FnMut(Option<String>),
+) {
     let mut due = Due::new();
-    let mut refused = false;
     loop {
         let now = notices.borrow_and_update().clone();
         due.retain(|id, at| now.iter().any(|notice| notice.id == *id) || *at > Instant::now());
@@ -42,6 +48,8 @@ pub async fn run(api: Api, own: String, mut notices: watch::Receiver<Vec<Notice>
         }
         let at = |notice: &&Notice| due.get(&notice.id).copied();
         let Some(next) = now.iter().min_by_key(at) else {
+            // Nobody is refused, so nobody is without an Event.
+            report(None);
             if notices.changed().await.is_err() {
                 return;
             }
@@ -56,16 +64,14 @@ pub async fn run(api: Api, own: String, mut notices: watch::Receiver<Vec<Notice>
         }
         let again = match api.create_event(&event(next, &own, jiff::Timestamp::now())).await {
             Ok(created) => {
-                refused = false;
+                report(None);
                 metrics.events.with_label_values(&[if created { "created" } else { "known" }]).inc();
                 debug!(node = next.node, reason = next.reason, created, "Event on a Node");
                 LIFE + some(LIFE / 10)
             }
             Err(trouble) => {
                 metrics.events.with_label_values(&["failed"]).inc();
-                if !std::mem::replace(&mut refused, true) {
-                    warn!("refused and odd Nodes get no Event: {}", api.describe(&trouble));
-                }
+                report(Some(format!("refused and odd Nodes get no Event: {}", api.describe(&trouble))));
                 if trouble.cause == Cause::Forbidden {
                     LIFE
                 } else {

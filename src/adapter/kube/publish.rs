@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Serialize;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::backoff::Backoff;
 use super::client::Api;
@@ -69,7 +69,6 @@ pub async fn run(
                 metrics.publish_errors.with_label_values(&[trouble.cause.as_str()]).inc();
                 let text =
                     format!("own Node {} cannot be written: {}", publication.node, api.describe(&trouble));
-                warn!("{text}");
                 report(Some(text));
                 tokio::time::sleep(backoff.pause(&mut rng).max(trouble.retry_after)).await;
             }

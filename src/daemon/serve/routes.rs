@@ -12,6 +12,7 @@ use crate::adapter::control::Out;
 use crate::daemon::state::State;
 use crate::dataplane::{PeerTotals, Shared};
 use crate::lease::{Lease, Refusal, Snapshot};
+use crate::report::Code;
 use crate::view::{DropView, RouteState, RouteView, RoutesPart, RoutesView, Traffic};
 
 /// Sends the map in parts: a cluster may have tens of thousands of Nodes.
@@ -61,7 +62,7 @@ fn head(state: &State, routes: Vec<RouteView>) -> RoutesView {
             })
             .collect(),
         source: state.source.clone(),
-        readiness: state.health.borrow().readiness().answer().1,
+        readiness: state.concerns.readiness().answer().1,
         tunnel: state.tunnel_name(),
         mtu: state.mtu.get().into(),
         routes,
@@ -101,9 +102,8 @@ fn drops(shared: &Shared) -> Vec<DropView> {
 }
 
 fn own(state: &State, snapshot: &Snapshot) -> RouteView {
-    let health = state.health.borrow();
     let unlisted = || snapshot.unlisted.iter().find(|odd| odd.node == state.node).map(ToString::to_string);
-    let note = health.own_trouble.clone().or_else(|| health.waiting.clone()).or_else(unlisted);
+    let note = state.concerns.first(&[Code::OwnNode, Code::NoLease]).or_else(unlisted);
     let (v4, v6) = state.public_ips();
     let told = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
     // Until the external interface is chosen, what others say of us is the best guess.
@@ -128,7 +128,7 @@ fn active(
     let peer = state.peers.get(lease.id);
     let age = peer.last_seen.map(|seen| SystemTime::now().duration_since(seen).unwrap_or_default());
     let refused = refused.get(&*lease.node).into_iter().flatten().cloned();
-    let failing = state.failing.borrow().get(&lease.id).cloned();
+    let failing = state.concerns.about(Code::PeerNotProgrammed, &lease.node);
     let unlisted = snapshot.unlisted.iter().filter(|odd| odd.node == lease.node).map(ToString::to_string);
     let notes: Vec<String> = refused.chain(failing).chain(unlisted).collect();
     let [node_ip, node_ipv6] = first_two(lease.public_ips());
