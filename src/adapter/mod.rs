@@ -22,5 +22,6 @@ mod nft;
 pub mod nodes_file;
 pub mod packet;
 mod program;
+pub mod runtime;
 pub mod sysctl;
 pub mod tasks;

@@ -1,34 +1,59 @@
 //! `flanneld cleanup`: removes what a stopped daemon leaves behind, and nothing else.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::Parser;
+use serde_json::json;
 
+use super::output::Output;
+use super::socket::RunFiles;
+use super::{Outcome, Verb};
 use crate::adapter::firewall::Firewall;
 use crate::adapter::lock::RunLock;
-use crate::adapter::{cache, control, file, lock, netlink};
-use crate::config::CleanupArgs;
+use crate::adapter::{cache, control, file, lock, netlink, runtime};
 use crate::plan::firewall::{self, Manager};
 
-/// Removes our traffic rules, devices, routes and run files. Refuses while a daemon runs: it would put them back.
+/// Remove what a stopped daemon leaves in the kernel
+#[derive(Debug, Parser)]
+#[command(name = "cleanup")]
+pub(super) struct Cleanup {
+    #[command(flatten)]
+    files: RunFiles,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Verb for Cleanup {
+    fn exec(self) -> Result<Outcome> {
+        let removed = runtime::block_on(cleanup(&self.files.subnet_file))?;
+        self.output.print(&json!({ "removed": removed }), |_| {
+            Ok(match &*removed {
+                [] => "nothing of ours was left".into(),
+                some => format!("removed {}", some.join(", ")),
+            })
+        })?;
+        Ok(Outcome::Fine)
+    }
+}
+
+/// Removes our traffic rules, devices, routes and run files, and names them. Refuses while a daemon runs: it would put
+/// them back.
 ///
 /// A TUN device needs no cleaning, it dies with its process; entries on a VXLAN device go with it.
-pub async fn cleanup(args: &CleanupArgs) -> Result<String> {
-    let subnet_file = &args.socket.subnet_file;
+async fn cleanup(subnet_file: &Path) -> Result<Vec<String>> {
     let _lock = RunLock::take(subnet_file).context("nothing was removed")?;
     let mut removed = rules().await?;
     removed.extend(netlink::remove_ours()?);
     let files = [cache::path, control::path, lock::path].map(|path| path(subnet_file));
-    for path in [subnet_file.clone()].into_iter().chain(files) {
+    for path in [subnet_file.to_owned()].into_iter().chain(files) {
         if file::remove(&path)? {
             removed.push(path.display().to_string());
         }
     }
     // The lock file was there for this command alone when nothing else was.
-    if removed.len() <= 1 {
-        return Ok("nothing of ours was left".into());
-    }
-    Ok(format!("removed {}", removed.join(", ")))
+    Ok(if removed.len() <= 1 { Vec::new() } else { removed })
 }
 
 /// The same plan that the daemon follows, with nothing wanted: so it finds whatever the daemon would replace.

@@ -1,33 +1,43 @@
-//! `flanneld routes`: the live map, as a table for people or as JSON for programs.
+//! `flanneld routes`: the live map, as a table for people or in a form for programs.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 
 use anyhow::{Context, Result};
+use clap::Parser;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, TableStyle};
+use serde::Deserialize as _;
 
-use crate::config::{OutputFormat, RoutesArgs};
+use super::output::Output;
+use super::socket::Socket;
+use super::{Outcome, Verb};
 use crate::view::{DropView, Request, RouteState, RouteView, RoutesView};
 
 /// Refused pods that the table names; JSON has all.
 const LISTED: usize = 20;
 
-/// Asks the daemon and renders its answer.
-pub fn routes(args: &RoutesArgs) -> Result<String> {
-    let value = super::ask(&args.socket, &Request::Routes)?;
-    match args.output {
-        OutputFormat::Json => serde_json::to_string_pretty(&value).context("cannot print the answer"),
-        OutputFormat::Table => {
-            let view: RoutesView = serde_json::from_value(value)
-                .context("the daemon's answer is not understood; is it another version?")?;
-            let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+/// Print the live map: every node, its prefixes, its traffic
+#[derive(Debug, Parser)]
+#[command(name = "routes")]
+pub(super) struct Routes {
+    #[command(flatten)]
+    socket: Socket,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Verb for Routes {
+    fn exec(self) -> Result<Outcome> {
+        let told = self.socket.ask(&Request::Routes)?;
+        self.output.print(&told, |colour| {
+            let view = RoutesView::deserialize(&told).context("the daemon's answer is not understood")?;
             Ok(render(&view, colour))
-        }
+        })?;
+        Ok(Outcome::Fine)
     }
 }
 
 /// The table; plain text unless `colour`.
-pub fn render(view: &RoutesView, colour: bool) -> String {
+fn render(view: &RoutesView, colour: bool) -> String {
     let mut table = Table::new();
     table.load_style(TableStyle::new());
     if colour {

@@ -3,24 +3,40 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
+use clap::Parser;
+use serde::Deserialize as _;
 
-use crate::config::{OutputFormat, VerifyArgs};
+use super::output::Output;
+use super::socket::Socket;
+use super::{Outcome, Verb};
 use crate::view::{DifferenceView, Request, VerifyView};
 
-/// Asks the daemon and renders its answer; `false` when something differs.
-pub fn verify(args: &VerifyArgs) -> Result<(String, bool)> {
-    let value = super::ask(&args.socket, &Request::Verify { repair: args.repair })?;
-    let view: VerifyView = serde_json::from_value(value.clone())
-        .context("the daemon's answer is not understood; is it another version?")?;
-    let text = match args.output {
-        OutputFormat::Json => serde_json::to_string_pretty(&value).context("cannot print the answer")?,
-        OutputFormat::Table => render(&view),
-    };
-    Ok((text, view.differences.is_empty()))
+/// Compare what the kernel holds with what it should hold
+#[derive(Debug, Parser)]
+#[command(name = "verify")]
+pub(super) struct Verify {
+    #[command(flatten)]
+    socket: Socket,
+    #[command(flatten)]
+    output: Output,
+    /// Have the daemon try at once what it has not done yet; prints what is left after some seconds
+    #[arg(long)]
+    repair: bool,
+}
+
+impl Verb for Verify {
+    const FOUND: Option<&'static str> = Some("something differs");
+
+    fn exec(self) -> Result<Outcome> {
+        let told = self.socket.ask(&Request::Verify { repair: self.repair })?;
+        let view = VerifyView::deserialize(&told).context("the daemon's answer is not understood")?;
+        self.output.print(&told, |_| Ok(render(&view)))?;
+        Ok(if view.differences.is_empty() { Outcome::Fine } else { Outcome::Found })
+    }
 }
 
 /// For people.
-pub fn render(view: &VerifyView) -> String {
+fn render(view: &VerifyView) -> String {
     let mut text = format!("{} \u{b7} backend {}\n\n OBJECT      WANTED  DIFFER\n", view.node, view.backend);
     let kinds: std::collections::BTreeSet<&str> = view
         .wanted

@@ -132,7 +132,7 @@ mod tests {
     use crate::config::cli;
 
     fn line(argv: &[&str]) -> Line {
-        let root = cli::command();
+        let root = cli::command(crate::config::tests::verbs());
         normalise(&root, std::iter::once("flanneld").chain(argv.iter().copied()).map(OsString::from))
     }
 
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_is_not_utf8_reaches_paths_unharmed() {
-        let root = cli::command();
+        let root = cli::command(crate::config::tests::verbs());
         let path = OsStr::from_bytes(b"/run/\xff").to_owned();
         let got = normalise(&root, ["flanneld".into(), OsString::from("-subnet-file"), path]);
         assert_eq!(got.args[1].as_bytes(), b"--subnet-file=/run/\xff");

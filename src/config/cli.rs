@@ -7,34 +7,23 @@ use clap::{ArgAction, Args, CommandFactory as _, Parser, ValueEnum};
 
 use super::{AnnotationPrefix, log_filter, values};
 
+/// Where the CNI plugin of flannel looks for its settings.
+pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+
 /// Connects the pods of a Kubernetes cluster across nodes. Takes flannel's flags (one dash or two)
 /// and environment (FLANNELD_ and the flag's name in capitals, with _ for -); a flag wins.
 #[derive(Debug, Parser)]
 #[command(name = "flanneld", disable_version_flag = true, disable_help_subcommand = true)]
 #[command(args_conflicts_with_subcommands = true, args_override_self = true)]
+#[command(
+    after_help = "Exit status: 0 after SIGTERM or SIGINT, 1 if the daemon ended by itself, 2 if the command line is wrong"
+)]
 pub(super) struct Cli {
     /// Print the version to standard error and exit
     #[arg(long)]
     pub(super) version: bool,
     #[command(flatten)]
     pub(super) daemon: DaemonArgs,
-    #[command(subcommand)]
-    pub(super) command: Option<Subcommand>,
-}
-
-/// What serves people, beside the daemon.
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum Subcommand {
-    /// Print the live map: every node, its prefixes, its traffic
-    Routes(RoutesArgs),
-    /// Compare what the kernel holds with what it should hold; exits with 1 when something differs
-    Verify(VerifyArgs),
-    /// Remove what a stopped daemon leaves in the kernel
-    Cleanup(CleanupArgs),
-    /// Change the log level of the running daemon
-    LogLevel(LogLevelArgs),
-    /// Copy a CNI configuration to where the kubelet reads it, in one step
-    InstallConf(InstallConfArgs),
 }
 
 /// The daemon's flags: flannel's, and a few of ours.
@@ -50,7 +39,7 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "PATH", default_value = "/etc/kube-flannel/net-conf.json")]
     pub net_config_path: PathBuf,
     /// Where to write the settings the CNI plugin reads; socket, lock and cache live beside it
-    #[arg(long, value_name = "PATH", default_value = "/run/flannel/subnet.env")]
+    #[arg(long, value_name = "PATH", default_value = SUBNET_FILE)]
     pub subnet_file: PathBuf,
 
     /// Kubernetes API server; without it and --kubeconfig-file, the one of the cluster we run in
@@ -182,78 +171,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Form of a command's output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OutputFormat {
-    /// For people.
-    Table,
-    /// For programs.
-    Json,
-}
-
-/// Which daemon a command speaks to.
-#[derive(Debug, Clone, Args)]
-pub struct SocketArgs {
-    /// The daemon's --subnet-file: its socket lies beside it
-    #[arg(long, value_name = "PATH", default_value = "/run/flannel/subnet.env")]
-    pub subnet_file: PathBuf,
-}
-
-/// `flanneld routes`.
-#[derive(Debug, Clone, Args)]
-pub struct RoutesArgs {
-    /// Which daemon.
-    #[command(flatten)]
-    pub socket: SocketArgs,
-    /// Form of the output
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
-    pub output: OutputFormat,
-}
-
-/// `flanneld verify`.
-#[derive(Debug, Clone, Args)]
-pub struct VerifyArgs {
-    /// Which daemon.
-    #[command(flatten)]
-    pub socket: SocketArgs,
-    /// Form of the output
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
-    pub output: OutputFormat,
-    /// Have the daemon try at once what it has not done yet; prints what is left after some seconds
-    #[arg(long)]
-    pub repair: bool,
-}
-
-/// `flanneld cleanup`.
-#[derive(Debug, Clone, Args)]
-pub struct CleanupArgs {
-    /// Which daemon.
-    #[command(flatten)]
-    pub socket: SocketArgs,
-}
-
-/// `flanneld log-level`.
-#[derive(Debug, Clone, Args)]
-pub struct LogLevelArgs {
-    /// Which daemon.
-    #[command(flatten)]
-    pub socket: SocketArgs,
-    /// A level, or levels by module, such as info,loden::reconcile=debug
-    #[arg(value_name = "FILTER", value_parser = values::log_filter)]
-    pub filter: String,
-}
-
-/// `flanneld install-conf`: the helper of flannel's image, under its own name there.
-#[derive(Debug, Clone, Args)]
-pub struct InstallConfArgs {
-    /// The configuration, from a ConfigMap
-    #[arg(value_name = "SOURCE")]
-    pub source: PathBuf,
-    /// The file to replace, such as /etc/cni/net.d/10-flannel.conflist
-    #[arg(value_name = "TARGET")]
-    pub target: PathBuf,
-}
-
 impl DaemonArgs {
     /// The log filter to start with: `--log-level`, else what `-v` stands for.
     pub fn log_filter(&self) -> &str {
@@ -268,9 +185,10 @@ impl DaemonArgs {
     }
 }
 
-/// The command with every flag in place.
-pub(crate) fn command() -> clap::Command {
-    let mut command = Cli::command().mut_args(|arg| if is_boolean(&arg) { go_boolean(arg) } else { arg });
+/// The command with every flag and these subcommands in place.
+pub(crate) fn command(verbs: impl IntoIterator<Item = clap::Command>) -> clap::Command {
+    let command = Cli::command().mut_args(|arg| if is_boolean(&arg) { go_boolean(arg) } else { arg });
+    let mut command = command.subcommands(verbs);
     command.build();
     command
 }

@@ -18,10 +18,7 @@ mod values;
 pub use annotation_prefix::{AnnotationPrefix, AnnotationPrefixError};
 #[cfg(test)]
 pub(crate) use cli::command as command_line;
-pub use cli::{
-    CleanupArgs, DaemonArgs, EtcdArgs, InstallConfArgs, KlogArgs, LogFormat, LogLevelArgs, OutputFormat,
-    RoutesArgs, SocketArgs, VerifyArgs,
-};
+pub use cli::{DaemonArgs, EtcdArgs, KlogArgs, LogFormat, SUBNET_FILE};
 pub use environment::PodIdentity;
 pub use error::{ConfigError, LeaseSource};
 pub(crate) use excerpt::{excerpt, nearest};
@@ -29,23 +26,15 @@ pub use log_filter::check as check_log_filter;
 
 use std::ffi::OsString;
 
-use clap::FromArgMatches as _;
+use clap::{ArgMatches, FromArgMatches as _};
 
 /// What the process is to do.
 #[derive(Debug, Clone)]
 pub enum Command {
     /// Run the daemon: no subcommand was given.
     Run(Box<Run>),
-    /// Print the live map.
-    Routes(RoutesArgs),
-    /// Compare what the kernel holds with what it should hold.
-    Verify(VerifyArgs),
-    /// Remove the kernel state the daemon leaves behind.
-    Cleanup(CleanupArgs),
-    /// Change the log level of the running daemon.
-    LogLevel(LogLevelArgs),
-    /// Put a CNI configuration in place.
-    InstallConf(InstallConfArgs),
+    /// Run the subcommand of this name.
+    Verb(String, ArgMatches),
 }
 
 /// Everything the daemon was told on the command line and in the environment.
@@ -86,7 +75,7 @@ pub struct Exit {
 /// Reads a command line (program name first) in flannel's syntax, then the environment.
 ///
 /// A flag wins over its environment variable; an environment value that cannot be used is reported
-/// in [`Parsed::warnings`] and ignored, as flannel does. `env` looks one variable up.
+/// in [`Parsed::warnings`] and ignored, as flannel does. `env` looks one variable up; `verbs` are the subcommands.
 ///
 /// # Errors
 ///
@@ -94,8 +83,9 @@ pub struct Exit {
 pub fn parse(
     argv: impl IntoIterator<Item = OsString>,
     env: &impl Fn(&str) -> Option<String>,
+    verbs: impl IntoIterator<Item = clap::Command>,
 ) -> Result<Parsed, Exit> {
-    let command = cli::command();
+    let command = cli::command(verbs);
     let mut line = argv::normalise(&command, argv::as_helper(argv));
     if let Some((flag, value)) = &line.detached {
         return Err(Exit::detached(flag, value));
@@ -103,21 +93,16 @@ pub fn parse(
     let mut warnings = environment::fill(&command, &mut line, env);
 
     let mut matches = command.try_get_matches_from(line.args).map_err(|e| Exit::from_clap(&e))?;
+    if let Some((name, matches)) = matches.remove_subcommand() {
+        return Ok(Parsed { command: Command::Verb(name, matches), warnings });
+    }
     let cli = cli::Cli::from_arg_matches_mut(&mut matches).map_err(|e| Exit::from_clap(&e))?;
-
-    let command = match cli.command {
-        Some(cli::Subcommand::Routes(args)) => Command::Routes(args),
-        Some(cli::Subcommand::Verify(args)) => Command::Verify(args),
-        Some(cli::Subcommand::Cleanup(args)) => Command::Cleanup(args),
-        Some(cli::Subcommand::LogLevel(args)) => Command::LogLevel(args),
-        Some(cli::Subcommand::InstallConf(args)) => Command::InstallConf(args),
-        None if cli.version => return Err(Exit::version()),
-        None => {
-            warnings.extend(cli.daemon.warnings());
-            Command::Run(Box::new(environment::identify(cli.daemon, env, &mut warnings)))
-        }
-    };
-    Ok(Parsed { command, warnings })
+    if cli.version {
+        return Err(Exit::version());
+    }
+    warnings.extend(cli.daemon.warnings());
+    let run = environment::identify(cli.daemon, env, &mut warnings);
+    Ok(Parsed { command: Command::Run(Box::new(run)), warnings })
 }
 
 impl Exit {

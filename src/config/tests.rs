@@ -2,10 +2,23 @@ use std::collections::HashMap;
 
 use super::*;
 
+/// Subcommands such as there are.
+pub(super) fn verbs() -> [clap::Command; 3] {
+    use clap::{Arg, Command, value_parser};
+    let file = Arg::new("subnet_file").long("subnet-file").default_value(SUBNET_FILE);
+    let file = file.value_parser(value_parser!(std::path::PathBuf));
+    let output = Arg::new("output").long("output").short('o').value_parser(["text", "json"]);
+    [
+        Command::new("routes").args([file.clone(), output]),
+        Command::new("cleanup").arg(file.clone()),
+        Command::new("log-level").args([file, Arg::new("filter").required(true)]),
+    ]
+}
+
 fn parse_with(argv: &[&str], env: &[(&str, &str)]) -> Result<Parsed, Exit> {
     let env: HashMap<_, _> = env.iter().copied().collect();
     let argv = std::iter::once("flanneld").chain(argv.iter().copied()).map(OsString::from);
-    parse(argv, &|name| env.get(name).map(|v| (*v).to_owned()))
+    parse(argv, &|name| env.get(name).map(|v| (*v).to_owned()), verbs())
 }
 
 #[track_caller]
@@ -241,21 +254,19 @@ fn leases_have_one_source() {
 #[test]
 fn subcommands() {
     let env = [("FLANNELD_SUBNET_FILE", "/e/subnet.env"), ("FLANNELD_IFACE", "x")];
-    let Ok(Parsed { command: Command::Routes(args), .. }) = parse_with(&["routes", "-o=json"], &env) else {
-        panic!()
+    let verb = |argv: &[&str], env: &[_]| match parse_with(argv, env) {
+        Ok(Parsed { command: Command::Verb(name, matches), .. }) => {
+            (name, matches.get_one::<std::path::PathBuf>("subnet_file").unwrap().clone(), matches)
+        }
+        other => panic!("{argv:?}: {other:?}"),
     };
-    assert_eq!((args.socket.subnet_file.to_str(), args.output), (Some("/e/subnet.env"), OutputFormat::Json));
-
-    let argv = ["cleanup", "--subnet-file", "/s/subnet.env"];
-    let Ok(Parsed { command: Command::Cleanup(args), .. }) = parse_with(&argv, &env) else { panic!() };
-    assert_eq!(args.socket.subnet_file.to_str(), Some("/s/subnet.env"));
-
-    let argv = ["log-level", "info,loden=debug"];
-    let Ok(Parsed { command: Command::LogLevel(args), .. }) = parse_with(&argv, &[]) else { panic!() };
-    assert_eq!(
-        (args.filter.as_str(), args.socket.subnet_file.to_str()),
-        ("info,loden=debug", Some("/run/flannel/subnet.env"))
-    );
+    let (name, file, _) = verb(&["routes", "-o=json"], &env);
+    assert_eq!((&*name, file.to_str()), ("routes", Some("/e/subnet.env")));
+    let (_, file, _) = verb(&["cleanup", "--subnet-file", "/s/subnet.env"], &env);
+    assert_eq!(file.to_str(), Some("/s/subnet.env"));
+    let (name, file, matches) = verb(&["log-level", "info,loden=debug"], &[]);
+    assert_eq!((&*name, file.to_str()), ("log-level", Some(SUBNET_FILE)));
+    assert_eq!(matches.get_one::<String>("filter").unwrap(), "info,loden=debug");
 }
 
 proptest::proptest! {

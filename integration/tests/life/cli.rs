@@ -21,9 +21,12 @@ pub(super) fn suite() -> Checks {
         .check("logs are JSON lines on demand", json_log)
         .check("health, readiness and metrics answer over HTTP", http)
         .check("the metrics tell what was carried", metrics)
+        .check("a terminal gets colour, unless it is refused", colour)
+        .check("-o json and -o yaml of every command say the same", forms)
+        .check("exit 0 is fine, 1 is found, 2 is not known: every command", exit_codes)
         .check("without a daemon the commands say so", no_daemon)
         .check("help: exit 0, lists flags and subcommands", help)
-        .check("version: exit 0, on standard error", version)
+        .check("--version: exit 0, on standard error", version)
         .check("install-conf copies a CNI configuration, under its own name too", install_conf)
         .check("install-conf leaves the target as it is when the source is no good", install_conf_refuses)
         .checks()
@@ -143,14 +146,15 @@ fn metrics(two: &mut Two, _: &Notes) -> Result<()> {
 
 fn no_daemon(_: &mut Two, _: &Notes) -> Result<()> {
     let nowhere = Netns::new("nowhere")?;
-    for subcommand in [&["routes"][..], &["log-level", "debug"]] {
+    for subcommand in [&["routes"][..], &["routes", "-o", "json"], &["verify"], &["log-level", "debug"]] {
         let output = nowhere
             .command(binary()?)
             .args(subcommand)
             .args(["--subnet-file", "/run/lab/nowhere/subnet.env"])
             .output()?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1), "{subcommand:?} ended with {}", output.status);
+        ensure!(output.status.code() == Some(2), "{subcommand:?} ended with {}", output.status);
+        ensure!(output.stdout.is_empty(), "{subcommand:?}: {output:?}");
         ensure!(said.contains("/run/lab/nowhere") && said.contains("--subnet-file"), "{said}");
     }
     Ok(())
@@ -182,6 +186,93 @@ fn version(_: &mut Two, _: &Notes) -> Result<()> {
     Ok(())
 }
 
+/// What `flanneld routes` prints on a terminal.
+fn on_a_terminal(two: &Two, words: &str, env: Option<(&str, &str)>) -> Result<String> {
+    let node = node(two)?;
+    let (program, file) = (binary()?.display(), node.subnet_file());
+    let line = format!("{program} routes --subnet-file {} {words}", file.display());
+    let command = node.ns().command("script").args(["-qec", &line, "/dev/null"]);
+    env.into_iter().fold(command, |command, (name, value)| command.env(name, value)).run()
+}
+
+fn colour(two: &mut Two, _: &Notes) -> Result<()> {
+    for (words, env, wanted) in [
+        ("", None, true),
+        ("", Some(("NO_COLOR", "1")), false),
+        ("", Some(("NO_COLOR", "")), true),
+        ("--no-color", None, false),
+        ("-o json", None, false),
+    ] {
+        let text = on_a_terminal(two, words, env)?;
+        ensure!(text.contains('\u{1b}') == wanted, "`{words}` with {env:?}: {text:?}");
+        ensure!(text.contains("n2"), "{text}");
+    }
+    Ok(())
+}
+
+fn forms(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let (source, target) = (node.dir().join("forms.json"), node.dir().join("net.d/forms.conflist"));
+    std::fs::write(&source, CNI)?;
+    let paths = [source.display().to_string(), target.display().to_string()];
+    let install = ["install-conf", &paths[0], &paths[1]];
+    for (command, field) in [
+        (&["routes"][..], "routes"),
+        (&["verify"], "differences"),
+        (&["log-level", "info"], "filter"),
+        (&install, "target"),
+    ] {
+        let say = |form: &str| {
+            let program = node.ns().command(binary()?).args(command).args(["-o", form]);
+            let asks = ["routes", "verify", "log-level"].contains(&command[0]);
+            let file = node.subnet_file().display().to_string();
+            if asks { program.args(["--subnet-file", &file]) } else { program }.run()
+        };
+        let json: Value = serde_json::from_str(&say("json")?).with_context(|| format!("{command:?}"))?;
+        ensure!(!json[field].is_null(), "{command:?}: no {field} in {json}");
+        let yaml = say("yaml")?;
+        ensure!(yaml.lines().any(|line| line.starts_with(&format!("{field}:"))), "{command:?}: {yaml}");
+        ensure!(!say("text")?.is_empty(), "{command:?} prints nothing");
+    }
+    Ok(())
+}
+
+fn exit_codes(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let code = |command: &[&str], file: bool| -> Result<(Option<i32>, String)> {
+        let file = if file {
+            vec!["--subnet-file".into(), node.subnet_file().display().to_string()]
+        } else {
+            vec![]
+        };
+        let output = node.ns().command(binary()?).args(command).args(file).output()?;
+        Ok((output.status.code(), format!("{output:?}")))
+    };
+    for command in [&["routes"][..], &["verify"], &["log-level", "info"]] {
+        let (fine, said) = code(command, true)?;
+        ensure!(fine == Some(0), "{command:?}: {said}");
+    }
+    // What was found is in the tests of verify; nothing else looks for anything.
+    for command in [&["routes"][..], &["verify"], &["log-level", "info"], &["cleanup"], &["install-conf"]] {
+        let (bad, said) = code(&[command, &["--no-such-flag"]].concat(), false)?;
+        ensure!(bad == Some(2) && said.contains("no-such-flag"), "{command:?}: {said}");
+        let (help, text) = code(&[command[0], "--help"], false)?;
+        ensure!(help == Some(0) && text.contains("Exit status: 0"), "{command:?}: {text}");
+    }
+    for command in [
+        &["cleanup"][..],
+        &["routes", "-o", "xml"],
+        &["routes", "--timeout", "0"],
+        &["log-level", "loud=very"],
+    ] {
+        let (refused, said) = code(command, true)?;
+        ensure!(refused == Some(2), "{command:?}: {said}");
+    }
+    let (dance, said) = code(&["dance"], false)?;
+    ensure!(dance == Some(2), "{said}");
+    Ok(())
+}
+
 const CNI: &str = r#"{"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel"}]}"#;
 
 fn install_conf(two: &mut Two, _: &Notes) -> Result<()> {
@@ -210,8 +301,8 @@ fn install_conf_refuses(two: &mut Two, _: &Notes) -> Result<()> {
     std::fs::write(&source, "{\"name\": ")?;
     std::fs::write(&target, CNI)?;
     for (arguments, code, parts) in [
-        (vec![source.clone(), target.clone()], 1, &["bad.json", "not JSON", "stays as it is"][..]),
-        (vec!["/nonexistent".into(), target.clone()], 1, &["/nonexistent"]),
+        (vec![source.clone(), target.clone()], 2, &["bad.json", "not JSON", "stays as it is"][..]),
+        (vec!["/nonexistent".into(), target.clone()], 2, &["/nonexistent"]),
         (vec![source], 2, &["TARGET"]),
     ] {
         let output = node.ns().command(binary()?).arg("install-conf").args(arguments).output()?;

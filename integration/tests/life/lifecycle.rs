@@ -238,7 +238,7 @@ fn stop_while_waiting(_: &mut Two, _: &Notes) -> Result<()> {
 fn cleanup_refused(two: &mut Two, _: &Notes) -> Result<()> {
     let node = two.0.node("n1")?;
     let output = node.flanneld(&["cleanup"])?.output()?;
-    ensure!(output.status.code() == Some(1), "cleanup under a living daemon ended with {}", output.status);
+    ensure!(output.status.code() == Some(2), "cleanup under a living daemon ended with {}", output.status);
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(said.contains(&node.daemon()?.pid().to_string()), "who runs is not said: {said}");
     connected(&two.0)

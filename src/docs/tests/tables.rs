@@ -9,6 +9,7 @@ use encap::DropReason;
 use encap::offload::Feature;
 
 use super::page::{Page, Row, code_spans, root};
+use crate::commands;
 use crate::config::{self, netconf};
 use crate::dataplane::Shared;
 use crate::lease::{Annotations, PodReason, Reason};
@@ -19,7 +20,7 @@ use crate::telemetry::metrics::{Metrics, PASSES, SUBNET_ENV};
 #[test]
 fn flags() {
     let rows = Page::manual("configuration.md").rows("Command line");
-    let command = config::command_line();
+    let command = config::command_line(commands::clap_commands());
     let flags: Vec<&clap::Arg> = arguments(&command).collect();
     same("flag", rows.iter().map(Row::name), flags.iter().filter_map(|arg| arg.get_long()).map(dashed));
     for arg in flags {
@@ -33,14 +34,15 @@ fn flags() {
 #[test]
 fn commands_and_their_flags() {
     let rows = Page::manual("operations.md").rows("Commands");
-    let command = config::command_line();
+    let command = config::command_line(commands::clap_commands());
     let verb = |row: &Row| row.name().split(' ').nth(1).unwrap_or_default().to_owned();
     same("command", rows.iter().map(verb), command.get_subcommands().map(|sub| sub.get_name().to_owned()));
     for row in &rows {
         let sub = command.find_subcommand(verb(row)).unwrap();
         let text = row.0.join(" ");
-        // Where the socket is goes for all of them, and stands above the table.
-        for flag in arguments(sub).filter_map(clap::Arg::get_long).filter(|long| *long != "subnet-file") {
+        // These go for many of them, and stand beside the table.
+        let shared = ["subnet-file", "timeout", "output", "no-color"];
+        for flag in arguments(sub).filter_map(clap::Arg::get_long).filter(|long| !shared.contains(long)) {
             assert!(text.contains(&dashed(flag)), "flanneld {} has --{flag}: {text}", sub.get_name());
         }
     }
@@ -63,7 +65,7 @@ fn variables_of_the_environment() {
         // One is asked for only where the one before is there.
         name.starts_with("POD_").then(|| "x".to_owned())
     };
-    config::parse(["flanneld".into()], &env).unwrap();
+    config::parse(["flanneld".into()], &env, []).unwrap();
     let asked = asked.into_inner().into_iter().filter(|name| !name.starts_with("FLANNELD_"));
     let rows = Page::manual("configuration.md").rows("Environment");
     same("variable", rows.iter().map(Row::name), asked.chain(NOT_ASKED.map(str::to_owned)));

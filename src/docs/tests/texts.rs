@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::page::{self, Page, root};
+use crate::commands;
 use crate::config;
 
 /// Lines of README.
@@ -33,7 +34,7 @@ fn verbs_of_make_exist() {
 
 #[test]
 fn commands_of_flanneld_exist() {
-    let command = config::command_line();
+    let command = config::command_line(commands::clap_commands());
     let mut checked = 0;
     for page in page::all() {
         for verb in typed(&page, "flanneld ") {
