@@ -11,6 +11,7 @@ mod output;
 mod routes;
 mod socket;
 mod verify;
+mod version;
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
@@ -22,6 +23,7 @@ pub const VERBS: &[Entry] = &[
     Entry::of::<cleanup::Cleanup>(),
     Entry::of::<log_level::LogLevel>(),
     Entry::of::<install_conf::InstallConf>(),
+    Entry::of::<version::Version>(),
 ];
 
 /// What a subcommand came to.

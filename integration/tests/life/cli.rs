@@ -27,6 +27,7 @@ pub(super) fn suite() -> Checks {
         .check("without a daemon the commands say so", no_daemon)
         .check("help: exit 0, lists flags and subcommands", help)
         .check("--version: exit 0, on standard error", version)
+        .check("version -o json tells the build", version_verb)
         .check("install-conf copies a CNI configuration, under its own name too", install_conf)
         .check("install-conf leaves the target as it is when the source is no good", install_conf_refuses)
         .checks()
@@ -186,6 +187,18 @@ fn version(_: &mut Two, _: &Notes) -> Result<()> {
     Ok(())
 }
 
+fn version_verb(_: &mut Two, _: &Notes) -> Result<()> {
+    let nowhere = Netns::new("nowhere")?;
+    let told = nowhere.command(binary()?).args(["version", "-o", "json"]).run()?;
+    let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+    ensure!(told["version"] == env!("CARGO_PKG_VERSION") && told["commit"].is_string(), "{told}");
+    ensure!(told["protocol"] == 1 && told["arch"] == std::env::consts::ARCH, "{told}");
+    ensure!(told["features"].is_array(), "{told}");
+    let text = nowhere.command(binary()?).arg("version").run()?;
+    ensure!(text.contains(env!("CARGO_PKG_VERSION")) && text.contains(std::env::consts::ARCH), "{text}");
+    Ok(())
+}
+
 /// What `flanneld routes` prints on a terminal.
 fn on_a_terminal(two: &Two, words: &str, env: Option<(&str, &str)>) -> Result<String> {
     let node = node(two)?;
@@ -220,6 +233,7 @@ fn forms(two: &mut Two, _: &Notes) -> Result<()> {
         (&["routes"][..], "routes"),
         (&["verify"], "differences"),
         (&["log-level", "info"], "filter"),
+        (&["version"], "version"),
         (&install, "target"),
     ] {
         let say = |form: &str| {
@@ -253,7 +267,9 @@ fn exit_codes(two: &mut Two, _: &Notes) -> Result<()> {
         ensure!(fine == Some(0), "{command:?}: {said}");
     }
     // What was found is in the tests of verify; nothing else looks for anything.
-    for command in [&["routes"][..], &["verify"], &["log-level", "info"], &["cleanup"], &["install-conf"]] {
+    for command in
+        [&["routes"][..], &["verify"], &["log-level", "info"], &["cleanup"], &["install-conf"], &["version"]]
+    {
         let (bad, said) = code(&[command, &["--no-such-flag"]].concat(), false)?;
         ensure!(bad == Some(2) && said.contains("no-such-flag"), "{command:?}: {said}");
         let (help, text) = code(&[command[0], "--help"], false)?;
