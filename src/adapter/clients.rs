@@ -3,11 +3,12 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::runtime;
 use tokio::task::{AbortHandle, JoinSet, LocalSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::tasks::{self, Ending, Tasks};
 
@@ -31,21 +32,26 @@ where
     tasks.thread(name, run).map(drop)
 }
 
-/// When a client last made progress.
-#[derive(Debug, Clone)]
-pub(super) struct Progress(Rc<Cell<Instant>>);
+/// A task that was told to end does so the next time it is looked at.
+const TICK: Duration = Duration::from_millis(10);
 
-impl Progress {
-    /// It did just now.
-    pub(super) fn note(&self) {
-        self.0.set(Instant::now());
+/// Until when a client may not be sent away for another one.
+#[derive(Debug, Clone)]
+pub(super) struct Tenure(Rc<Cell<Instant>>);
+
+impl Tenure {
+    /// What it wants is being done: it may stay for this time, and is idle again after that.
+    pub(super) fn extend(&self, time: Duration) {
+        self.0.set(Instant::now() + time);
     }
 }
 
 /// A bounded number of clients, each served by a task. If one more comes, one has to go: of whoever has most clients here
-/// the one that made no progress for longest. So somebody who opens thousands of connections only takes them from himself.
+/// the one that has been idle for longest. So somebody who opens thousands of connections only takes them from himself.
+/// While nobody is idle, whoever comes waits.
 pub(super) struct Clients<Who> {
     name: &'static str,
+    first: Duration,
     limit: usize,
     tasks: JoinSet<()>,
     served: Vec<Client<Who>>,
@@ -53,48 +59,57 @@ pub(super) struct Clients<Who> {
 
 struct Client<Who> {
     who: Who,
-    progress: Progress,
+    tenure: Tenure,
     task: AbortHandle,
 }
 
 impl<Who: PartialEq> Clients<Who> {
-    /// Room for `limit` clients, at least one. Their tasks have this name.
-    pub(super) fn new(name: &'static str, limit: usize) -> Self {
-        Self { name, limit: limit.max(1), tasks: JoinSet::new(), served: Vec::new() }
+    /// Room for `limit` clients, at least one. Their tasks have this name, and each may stay for `first` at least.
+    pub(super) fn new(name: &'static str, limit: usize, first: Duration) -> Self {
+        Self { name, first, limit: limit.max(1), tasks: JoinSet::new(), served: Vec::new() }
     }
 
-    /// Serves one more client with what `serve` makes of its [`Progress`].
-    pub(super) async fn admit<F>(&mut self, who: Who, serve: impl FnOnce(Progress) -> F)
+    /// Serves one more client with what `serve` makes of its [`Tenure`].
+    pub(super) async fn admit<F>(&mut self, who: Who, serve: impl FnOnce(Tenure) -> F)
     where
         F: Future<Output = ()> + 'static,
     {
         while self.tasks.try_join_next().is_some() {}
-        self.served.retain(|client| !client.task.is_finished());
-        if self.served.len() >= self.limit
-            && let Some(victim) = self.victim()
-        {
-            let victim = self.served.swap_remove(victim);
-            victim.task.abort();
+        loop {
+            self.served.retain(|client| !client.task.is_finished());
+            if self.served.len() < self.limit {
+                break;
+            }
+            let Some((at, idle)) = self.victim() else { break };
+            if idle <= Instant::now() {
+                self.served[at].task.abort();
+            }
             // Its connection is closed before the next one is served, so there are never more than `limit`.
-            while !victim.task.is_finished() && self.tasks.join_next().await.is_some() {}
+            let _ = timeout_at(idle.max(Instant::now() + TICK), self.tasks.join_next()).await;
         }
-        let progress = Progress(Rc::new(Cell::new(Instant::now())));
-        let task = self.tasks.spawn_local(tasks::short(self.name, serve(progress.clone())));
-        self.served.push(Client { who, progress, task });
+        let tenure = Tenure(Rc::new(Cell::new(Instant::now() + self.first)));
+        let task = self.tasks.spawn_local(tasks::short(self.name, serve(tenure.clone())));
+        self.served.push(Client { who, tenure, task });
     }
 
-    fn victim(&self) -> Option<usize> {
-        let of = |who: &Who| self.served.iter().filter(|client| client.who == *who).count();
-        let most = self.served.iter().map(|client| of(&client.who)).max()?;
-        let candidates = self.served.iter().enumerate().filter(|(_, client)| of(&client.who) == most);
-        candidates.min_by_key(|(_, client)| client.progress.0.get()).map(|(at, _)| at)
+    /// Who is to go, and from when on.
+    fn victim(&self) -> Option<(usize, Instant)> {
+        let mut counts: Vec<(&Who, usize)> = Vec::new();
+        for Client { who, .. } in &self.served {
+            match counts.iter_mut().find(|(counted, _)| *counted == who) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((who, 1)),
+            }
+        }
+        let (most, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        let candidates = self.served.iter().enumerate().filter(|(_, client)| client.who == *most);
+        candidates.map(|(at, client)| (at, client.tenure.0.get())).min_by_key(|(_, idle)| *idle)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::pending;
-    use std::time::Duration;
 
     use tokio::time::sleep;
 
@@ -103,27 +118,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_has_most_loses_the_one_that_waits_longest() {
         let served = async {
-            let mut clients = Clients::new("client", 3);
-            let kept = Rc::new(Cell::new(None));
+            let mut clients = Clients::new("client", 3, Duration::ZERO);
             for who in ["pod", "node", "pod"] {
-                clients
-                    .admit(who, |progress| {
-                        kept.set(Some(progress));
-                        pending()
-                    })
-                    .await;
+                clients.admit(who, |_| pending()).await;
                 sleep(Duration::from_secs(1)).await;
             }
             let who = |clients: &Clients<_>| clients.served.iter().map(|c| c.who).collect::<Vec<_>>();
             // Of the pod's two the first is older, until it moves.
-            assert_eq!(clients.victim(), Some(0));
-            clients.served[0].progress.note();
-            assert_eq!(clients.victim(), Some(2));
+            let victim = |clients: &Clients<_>| clients.victim().map(|(at, _)| at);
+            assert_eq!(victim(&clients), Some(0));
+            clients.served[0].tenure.extend(Duration::ZERO);
+            assert_eq!(victim(&clients), Some(2));
             for _ in 0..1000 {
                 clients.admit("pod", |_| pending()).await;
             }
             assert!(who(&clients).contains(&"node"), "the node's client had to go for a pod's");
             assert_eq!((clients.served.len(), clients.tasks.len()), (3, 3));
+        };
+        LocalSet::new().run_until(served).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_being_served_is_waited_for_and_an_idle_one_is_not() {
+        let served = async {
+            let mut clients = Clients::new("client", 2, Duration::ZERO);
+            let busy = |tenure: Tenure| {
+                tenure.extend(Duration::from_secs(2));
+                pending()
+            };
+            let begun = Instant::now();
+            clients.admit(1, busy).await;
+            clients.admit(1, |_| pending()).await;
+            // The idle one goes, although it is younger.
+            clients.admit(1, busy).await;
+            assert!(begun.elapsed() < Duration::from_secs(1));
+            clients.admit(1, busy).await;
+            assert!(begun.elapsed() >= Duration::from_secs(2));
         };
         LocalSet::new().run_until(served).await;
     }

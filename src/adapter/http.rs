@@ -20,13 +20,17 @@ use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::clients::{Clients, on_own_thread};
 use super::descriptors;
 use super::tasks::Tasks;
+
+/// Connections that may wait to be accepted. The kernel takes net.core.somaxconn if that is less; a connection beyond it is
+/// tried again by the client's kernel after a second.
+const BACKLOG: u32 = 4096;
 
 /// Connections at a time.
 const CONNECTIONS: usize = 64;
@@ -94,8 +98,14 @@ impl Answer {
 ///
 /// # Errors
 /// The address or the port cannot be had.
-pub async fn bind(at: SocketAddr) -> Result<TcpListener> {
-    match TcpListener::bind(at).await {
+pub fn bind(at: SocketAddr) -> Result<TcpListener> {
+    let listen = || {
+        let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(at)?;
+        socket.listen(BACKLOG)
+    };
+    match listen() {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
             "health endpoint {at} is in use (`ss -ltnp 'sport = :{}'` names the program): stop it, or set --healthz-port",
@@ -131,7 +141,7 @@ pub async fn serve(listener: TcpListener, tasks: Tasks, answer: impl Fn(Page) ->
 async fn accept(listener: std::net::TcpListener, orders: mpsc::Sender<Order>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let desk = Rc::new(Desk::new(orders));
-    let mut clients = Clients::new("health-connection", descriptors::share(CONNECTIONS));
+    let mut clients = Clients::new("health-connection", descriptors::share(CONNECTIONS), Duration::ZERO);
     loop {
         let Ok((stream, from)) = listener.accept().await else {
             // Out of descriptors: the next connection may find one free.

@@ -8,10 +8,12 @@ pub(super) fn verbs() -> [clap::Command; 3] {
     let file = Arg::new("subnet_file").long("subnet-file").default_value(SUBNET_FILE);
     let file = file.value_parser(value_parser!(std::path::PathBuf));
     let output = Arg::new("output").long("output").short('o').value_parser(["text", "json"]);
+    let filter = Arg::new("filter").value_name("FILTER").required(true);
+    let filter = filter.value_parser(|text: &str| check_log_filter(text).map(|()| text.to_owned()));
     [
         Command::new("routes").args([file.clone(), output]),
         Command::new("cleanup").arg(file.clone()),
-        Command::new("log-level").args([file, Arg::new("filter").required(true)]),
+        Command::new("log-level").args([file, filter]),
     ]
 }
 

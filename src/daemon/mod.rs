@@ -147,7 +147,7 @@ fn read_net_conf(path: &Path) -> Result<NetConf> {
 async fn serve_endpoints(state: &Rc<State>, tasks: &Tasks, log: LogControl) -> Result<()> {
     let args = &state.args;
     if args.healthz_port != 0 {
-        let listener = http::bind(SocketAddr::new(args.healthz_ip, args.healthz_port)).await?;
+        let listener = http::bind(SocketAddr::new(args.healthz_ip, args.healthz_port))?;
         let state = state.clone();
         let answer = move |page| serve::admin(&state, page);
         tasks.spawn("health-endpoint", http::serve(listener, tasks.clone(), answer));

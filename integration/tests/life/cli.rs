@@ -225,7 +225,7 @@ fn colour(two: &mut Two, _: &Notes) -> Result<()> {
 
 fn forms(two: &mut Two, _: &Notes) -> Result<()> {
     let node = node(two)?;
-    let (source, target) = (node.dir().join("forms.json"), node.dir().join("net.d/forms.conflist"));
+    let (source, target) = (node.dir().join("forms.json"), node.dir().join("forms.conflist"));
     std::fs::write(&source, CNI)?;
     let paths = [source.display().to_string(), target.display().to_string()];
     let install = ["install-conf", &paths[0], &paths[1]];

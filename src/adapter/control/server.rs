@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_util::codec::{Encoder as _, FramedRead, LengthDelimitedCodec};
 
 use super::{ANSWER_LIMIT, PROTOCOL, QUESTION_LIMIT, Question, Reply, Speaker, codec};
-use crate::adapter::clients::{Clients, Progress, on_own_thread};
+use crate::adapter::clients::{Clients, Tenure, on_own_thread};
 use crate::adapter::file;
 use crate::adapter::tasks::Tasks;
 use crate::view::Request;
@@ -31,6 +31,12 @@ const CLIENTS: usize = 16;
 
 /// A client may take so long to send its question, and to read one frame.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client has so long to ask before another may take its place.
+const FIRST: Duration = Duration::from_millis(50);
+
+/// Whoever has asked is not sent away for this time, and for as long again with each item of the answer.
+const TENURE: Duration = Duration::from_secs(2);
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -129,7 +135,7 @@ where
 
 async fn accept(listener: UnixListener, say: mpsc::Sender<Order>) -> io::Result<()> {
     let listener = Listener::from_std(listener)?;
-    let mut clients = Clients::new("local-connection", CLIENTS);
+    let mut clients = Clients::new("local-connection", CLIENTS, FIRST);
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors: the next client may find one free.
@@ -137,20 +143,20 @@ async fn accept(listener: UnixListener, say: mpsc::Sender<Order>) -> io::Result<
             continue;
         };
         let say = say.clone();
-        let serve = |progress| async move {
+        let serve = |tenure| async move {
             // A client that breaks off is its own business.
-            let _ = converse(stream, &say, &progress).await;
+            let _ = converse(stream, &say, &tenure).await;
         };
         clients.admit((), serve).await;
     }
 }
 
-async fn converse(stream: UnixStream, say: &mpsc::Sender<Order>, progress: &Progress) -> Result<()> {
+async fn converse(stream: UnixStream, say: &mpsc::Sender<Order>, tenure: &Tenure) -> Result<()> {
     let (reader, writer) = stream.into_split();
     let mut questions = FramedRead::new(reader, codec(QUESTION_LIMIT));
     let mut frames = Frames { writer, codec: codec(ANSWER_LIMIT), buffer: BytesMut::new() };
     let question = timeout(PATIENCE, questions.next()).await?;
-    progress.note();
+    tenure.extend(TENURE);
     frames.send(&serde_json::to_vec(&Speaker::own())?).await?;
     let request = match question.context("no question")?.map_err(anyhow::Error::from).and_then(|f| read(&f)) {
         Ok(request) => request,
@@ -161,7 +167,7 @@ async fn converse(stream: UnixStream, say: &mpsc::Sender<Order>, progress: &Prog
     let (out, mut items) = mpsc::channel(AHEAD);
     let answered = async {
         say.send(Order { request, out: Out(out) }).await?;
-        frames.send_all(&mut items, progress).await
+        frames.send_all(&mut items, tenure).await
     };
     tokio::select! {
         sent = answered => sent,
@@ -201,10 +207,10 @@ struct Frames {
 }
 
 impl Frames {
-    async fn send_all(&mut self, items: &mut mpsc::Receiver<Bytes>, progress: &Progress) -> Result<()> {
+    async fn send_all(&mut self, items: &mut mpsc::Receiver<Bytes>, tenure: &Tenure) -> Result<()> {
         while let Some(item) = items.recv().await {
             self.send(&item).await?;
-            progress.note();
+            tenure.extend(TENURE);
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ async fn beside<T: Send + 'static>(
     answer: impl Fn(Page) -> Answer,
     client: impl FnOnce(SocketAddr) -> T + Send + 'static,
 ) -> T {
-    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let at = listener.local_addr().unwrap();
     tokio::select! {
         ended = serve(listener, crate::adapter::tasks::watched().0, answer) => panic!("{ended:?}"),
