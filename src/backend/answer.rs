@@ -20,6 +20,10 @@ pub(super) trait Questions {
         self.name()
     }
 
+    fn told_apart(&self) -> Option<&'static str> {
+        None
+    }
+
     fn own_data(&self, _mac: Option<MacAddr>) -> Option<String> {
         Some("null".to_owned())
     }

@@ -1,6 +1,6 @@
 //! From the `Backend` object of net-conf.json to a backend.
 
-use super::{Backend, Kind, host_gw, udp, vxlan};
+use super::{Backend, Kind, alloc, host_gw, udp, vxlan};
 use crate::config::netconf::{NetConf, NetConfError, Object, Warning};
 use crate::config::{excerpt, nearest};
 
@@ -28,10 +28,12 @@ pub enum BackendError {
         built: String,
     },
     /// A backend of flannel's that Loden does not have.
-    #[error("Backend.Type is \"{name}\", a backend that is not built; write one of those that are: {built}")]
+    #[error("Backend.Type is \"{name}\", a backend that is not built; {instead} (built: {built})")]
     NotBuilt {
         /// Its name.
         name: &'static str,
+        /// What to use in its place.
+        instead: &'static str,
         /// The backends there are.
         built: String,
     },
@@ -43,10 +45,31 @@ pub enum BackendError {
         /// The backends there are.
         built: String,
     },
+    /// A data path that the backend does not have.
+    #[error("Backend.DataPath is \"{value}\", but the backend {backend} {remedy}")]
+    DataPath {
+        /// What is written.
+        value: &'static str,
+        /// The backend.
+        backend: &'static str,
+        /// Why it does not have it, and what to do.
+        remedy: &'static str,
+    },
+    /// `DataPath` and the key that it had as a name before say different things.
+    #[error(
+        "Backend.DataPath is \"{data_path}\" and Backend.Mode is \"{mode}\", which is the same key's former name: remove \
+         Backend.Mode"
+    )]
+    TwoDataPaths {
+        /// `DataPath`.
+        data_path: &'static str,
+        /// `Mode`.
+        mode: &'static str,
+    },
     /// The kernel lacks what the backend needs, and nothing else was allowed.
     #[error(
-        "Backend.Mode is \"kernel\", but this kernel has no VXLAN: run `modprobe vxlan`, or remove the key, and it is \
-         done in this process"
+        "Backend.DataPath is \"kernel\", but this kernel has no VXLAN: run `modprobe vxlan`, or remove the key, and it \
+         is done in this process"
     )]
     NoKernelVxlan,
 }
@@ -62,10 +85,16 @@ pub(super) struct Type {
 }
 
 /// The types that work here.
-const BUILT: &[Type] = &[udp::TYPE, vxlan::TYPE, host_gw::TYPE];
+const BUILT: &[Type] = &[udp::TYPE, vxlan::TYPE, host_gw::TYPE, alloc::TYPE];
 
-/// The values that flannel knows beside those.
-const NOT_BUILT: &[&str] = &["wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc"];
+/// The values that flannel knows beside those, and what to use in their place.
+const NOT_BUILT: &[(&str, &str)] = &[
+    ("wireguard", "write vxlan, which carries the same pods unencrypted"),
+    ("ipip", "write vxlan, or host-gw if all nodes are on one link"),
+    ("ipsec", "write vxlan, and encrypt the network between the nodes by other means"),
+    ("extension", "write alloc, and run your own commands when Nodes change"),
+    ("tencent-vpc", "write alloc, and let the cloud's route controller route podCIDRs"),
+];
 
 impl Choice {
     /// Reads what a net-conf.json says of its backend. Without a `Backend` object it is `udp`, as in flannel.
@@ -88,9 +117,9 @@ impl Choice {
             let choice = (built.read)(&object, conf.ipv6_network.is_some(), &mut warnings)?;
             return Ok((choice, warnings));
         }
-        Err(match NOT_BUILT.iter().find(|known| **known == name) {
+        Err(match NOT_BUILT.iter().find(|(known, _)| *known == name) {
             _ if name.is_empty() => BackendError::TypeMissing { built: built() },
-            Some(name) => BackendError::NotBuilt { name, built: built() },
+            Some((name, instead)) => BackendError::NotBuilt { name, instead, built: built() },
             None => BackendError::Unknown { value: value.to_owned(), built: built() },
         })
     }
@@ -100,7 +129,7 @@ impl Choice {
         Self { backend: Backend(first), otherwise: Some(Backend(otherwise)) }
     }
 
-    /// Settles on one backend. `lacks` says whether the kernel lacks what [`Choice::needs`] names. Where the outcome is
+    /// Settles on one backend. `lacks` says whether the kernel lacks what [`Backend::needs`] names. Where the outcome is
     /// not what anybody asked for, it is also returned in words.
     ///
     /// # Errors
@@ -116,7 +145,7 @@ impl Choice {
 }
 
 const FELL_BACK: &str = "VXLAN is done in this process, because this kernel has none: run `modprobe vxlan` and restart, \
-                         or set Backend.Mode to \"userspace\" if that is how it should be";
+                         or set Backend.DataPath to \"userspace\" if that is how it should be";
 
 impl From<Kind> for Choice {
     fn from(kind: Kind) -> Self {

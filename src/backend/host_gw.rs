@@ -2,6 +2,7 @@
 
 use super::answer::{PeerRoute, Questions};
 use super::choice::{Choice, Type};
+use super::data_path::DataPath;
 use super::{BackendError, Kind};
 use crate::config::netconf::{Object, Warning};
 
@@ -10,9 +11,12 @@ use crate::config::netconf::{Object, Warning};
 pub(super) struct HostGw;
 
 /// What net-conf.json may say of it. Name and DNSServerList are for Windows nodes, which share the file.
-pub(super) const TYPE: Type = Type { name: "host-gw", keys: &["Type", "Name", "DNSServerList"], read };
+pub(super) const TYPE: Type =
+    Type { name: "host-gw", keys: &["Type", "DataPath", "Name", "DNSServerList"], read };
 
-fn read(_object: &Object<'_>, _ipv6: bool, _warnings: &mut Vec<Warning>) -> Result<Choice, BackendError> {
+fn read(object: &Object<'_>, _ipv6: bool, _warnings: &mut Vec<Warning>) -> Result<Choice, BackendError> {
+    let remedy = "wraps nothing, and the kernel routes packets: remove the key, or choose vxlan or udp";
+    DataPath::only(object, "host-gw", Some(DataPath::Kernel), remedy)?;
     Ok(Kind::HostGw(HostGw).into())
 }
 

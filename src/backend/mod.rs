@@ -2,17 +2,18 @@
 //!
 //! The module stands between configuration and leases: config < backend < lease < plan. Configuration hands over the
 //! `Backend` object of net-conf.json without reading it ([`BackendObject`]); the backends read it, and say what a lease
-//! has to carry and what the plan has to want, in the words of [`answer`]. They name neither leases nor plans.
+//! has to carry and what the plan has to want, in the words of `answer`. They name neither leases nor plans.
 //!
 //! Which backend runs is known inside this folder only: the enum is private, so that no other room can match on it.
-//! Whoever needs to know something asks a question. A new backend is one file that implements [`Questions`], and one
-//! line in each of four lists: its `mod`, its variant, its arm in `ask!`, and its type in [`choice`].
+//! Whoever needs to know something asks a question. A new backend is one file that implements `Questions`, and one
+//! line in each of four lists: its `mod`, its variant, its arm in `ask!`, and its type in `choice`.
 //!
 //! [`BackendObject`]: crate::config::netconf::BackendObject
-//! [`Questions`]: answer::Questions
 
+mod alloc;
 mod answer;
 mod choice;
+mod data_path;
 mod host_gw;
 mod mtu;
 #[cfg(test)]
@@ -44,6 +45,7 @@ enum Kind {
     Vxlan(vxlan::Vxlan),
     VxlanUser(vxlan_user::VxlanUser),
     HostGw(host_gw::HostGw),
+    Alloc(alloc::Alloc),
 }
 
 /// Puts a question to whichever backend it is.
@@ -54,6 +56,7 @@ macro_rules! ask {
             Kind::Vxlan($it) => $answer,
             Kind::VxlanUser($it) => $answer,
             Kind::HostGw($it) => $answer,
+            Kind::Alloc($it) => $answer,
         }
     };
 }
@@ -69,7 +72,7 @@ impl Backend {
         ask!(self, it => it.description())
     }
 
-    /// Where packets are handled, as the label `mode` of the metric `loden_backend_info`: `kernel` or `userspace`.
+    /// Where packets are handled, as the label `mode` of the metric `loden_backend_info`: `kernel`, `userspace` or `none`.
     pub fn mode(&self) -> &'static str {
         ask!(self, it => it.mode())
     }
@@ -77,6 +80,11 @@ impl Backend {
     /// The value of the `backend-type` annotation of a node that runs this backend.
     pub fn annotation(&self) -> &'static str {
         ask!(self, it => it.annotation())
+    }
+
+    /// The backend as the `loden` annotation names it, where `backend-type` does not tell it from another; else `None`.
+    pub fn told_apart(&self) -> Option<&'static str> {
+        ask!(self, it => it.told_apart())
     }
 
     /// The value of our own `backend-data` annotation of one family, as flannel writes it. `mac` is the Ethernet address

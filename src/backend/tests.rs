@@ -48,7 +48,7 @@ fn vxlan_has_flannels_keys_and_defaults() {
     let spelled_out = r#", "Port": 0, "MTU": null, "MacPrefix": "0E-2A", "Name": "flannel.1""#;
     assert_eq!(vxlan(spelled_out), vxlan(""));
     let all = r#", "vni": 4096, "port": 4789, "mtu": 1400, "gbp": true, "learning": true, "directrouting": true,
-                 "mode": "Kernel", "checksumoffload": "Off""#;
+                 "dataPATH": "Kernel", "checksumoffload": "Off""#;
     let set = vxlan::Vxlan {
         vni: encap::Vni::new(4096).unwrap(),
         port: 4789,
@@ -75,21 +75,55 @@ fn host_gw_has_no_settings_and_says_so_of_others() {
 #[test]
 fn where_the_kernel_has_no_vxlan_it_is_done_in_user_space_if_that_is_allowed() {
     let decide = |keys: &str, lacks| choice(&format!(r#"{{"Type": "vxlan"{keys}}}"#)).decide(lacks);
-    let user = vxlan(r#", "Mode": "userspace""#);
+    let user = vxlan(r#", "DataPath": "userspace""#);
     assert_eq!((user.name(), user.annotation(), user.mode()), ("vxlan", "vxlan", "userspace"));
     assert_eq!((user.needs(), user.description()), (None, "vxlan in user space"));
     assert_eq!(decide("", false), Ok((vxlan(""), None)));
     let (backend, note) = decide("", true).unwrap();
     assert_eq!(backend, user);
     assert!(note.unwrap().contains("modprobe vxlan"), "{note:?}");
-    let error = decide(r#", "Mode": "kernel""#, true).unwrap_err().to_string();
-    assert!(error.contains("Backend.Mode is \"kernel\"") && error.contains("modprobe vxlan"), "{error}");
+    let error = decide(r#", "DataPath": "kernel""#, true).unwrap_err().to_string();
+    assert!(error.contains("Backend.DataPath is \"kernel\"") && error.contains("modprobe vxlan"), "{error}");
+}
+
+#[test]
+fn mode_is_the_former_name_of_data_path_for_vxlan_only() {
+    let keys = r#", "Backend": {"Type": "vxlan", "Mode": "userspace"}"#;
+    let (choice, warnings) = read(keys).unwrap();
+    assert_eq!(choice.backend, vxlan(r#", "DataPath": "userspace""#));
+    assert!(warnings.len() == 1 && warnings[0].contains(r#"write "DataPath": "userspace""#), "{warnings:?}");
+    let both =
+        read(r#", "Backend": {"Type": "vxlan", "Mode": "userspace", "DataPath": "Userspace"}"#).unwrap();
+    assert_eq!(both, (choice, warnings));
+    assert_eq!(vxlan(r#", "DataPath": "auto""#), vxlan(""));
+    let (_, warnings) = read(r#", "Backend": {"Type": "udp", "Mode": "userspace"}"#).unwrap();
+    assert!(warnings[0].contains("unknown"), "{warnings:?}");
+    for (kind, data_path) in [("udp", "userspace"), ("host-gw", "kernel"), ("alloc", "auto")] {
+        let backend = format!(r#", "Backend": {{"Type": "{kind}", "DataPath": "{data_path}"}}"#);
+        assert_eq!(read(&backend).unwrap(), (choice_of(kind), Vec::new()));
+    }
+}
+
+fn choice_of(kind: &str) -> Choice {
+    choice(&format!(r#"{{"Type": "{kind}"}}"#))
+}
+
+#[test]
+fn alloc_is_a_lease_and_nothing_else() {
+    let alloc = sample(r#"{"Type": "alloc"}"#);
+    assert_eq!((alloc.name(), alloc.annotation(), alloc.mode()), ("alloc", "", "none"));
+    assert_eq!((alloc.told_apart(), udp().told_apart()), (Some("alloc"), None));
+    assert_eq!(alloc.own_data(None).as_deref(), Some("null"));
+    assert_eq!(alloc.devices(&[Family::V4, Family::V6]), Devices::None);
+    assert!(!alloc.kernel_knows_peers() && !alloc.is_in_userspace());
+    assert_eq!((alloc.door(), alloc.needs()), (None, None));
+    assert_eq!(alloc.tunnel_mtu(Family::V4, 1500, Family::V6), Ok(1500));
 }
 
 /// Both VXLAN backends are one on the wire and toward peers, and two in the kernel.
 #[test]
 fn vxlan_in_user_space_differs_from_the_kernels_in_the_kernel_only() {
-    let (kernel, user) = (vxlan(""), vxlan(r#", "Mode": "userspace""#));
+    let (kernel, user) = (vxlan(""), vxlan(r#", "DataPath": "userspace""#));
     let families = [Family::V4, Family::V6];
     let mac = MacAddr([2, 0, 0, 0, 0, 1]);
     assert_eq!(kernel.own_data(Some(mac)), user.own_data(Some(mac)));
@@ -118,8 +152,25 @@ fn each_error_names_field_value_and_remedy() {
         (r#", "Backend": {}"#, &["Backend.Type is missing", "\"Type\": \"udp\""]),
         (r#", "Backend": {"Type": 1}"#, &["Backend.Type is 1", "\"vxlan\""]),
         (r#", "Backend": {"Type": "nosuch"}"#, &["\"nosuch\"", "no backend", "udp"]),
-        (r#", "Backend": {"Type": "WireGuard"}"#, &["\"wireguard\"", "not built", "udp, vxlan"]),
-        (r#", "Backend": {"Type": "tencent-vpc"}"#, &["not built"]),
+        (
+            r#", "Backend": {"Type": "WireGuard"}"#,
+            &["\"wireguard\"", "not built", "write vxlan", "udp, vxlan, host-gw, alloc"],
+        ),
+        (r#", "Backend": {"Type": "tencent-vpc"}"#, &["not built", "write alloc"]),
+        (
+            r#", "Backend": {"Type": "udp", "DataPath": "kernel"}"#,
+            &["Backend.DataPath is \"kernel\"", "udp", "user space", "remove the key"],
+        ),
+        (r#", "Backend": {"Type": "host-gw", "DataPath": "userspace"}"#, &["host-gw", "remove the key"]),
+        (r#", "Backend": {"Type": "alloc", "DataPath": "userspace"}"#, &["alloc", "remove the key"]),
+        (
+            r#", "Backend": {"Type": "udp", "DataPath": "ebpf"}"#,
+            &["Backend.DataPath is \"ebpf\"", "\"userspace\""],
+        ),
+        (
+            r#", "Backend": {"Type": "vxlan", "DataPath": "kernel", "Mode": "userspace"}"#,
+            &["Backend.DataPath is \"kernel\"", "Backend.Mode is \"userspace\"", "remove"],
+        ),
         (r#", "Backend": {"Type": "udp", "Port": 65536}"#, &["Backend.Port is 65536", "1 to 65535"]),
         (r#", "Backend": {"Type": "udp", "Port": 0}"#, &["Backend.Port is 0"]),
         (r#", "Backend": {"Type": "udp", "Port": -1}"#, &["Backend.Port is -1"]),
@@ -192,7 +243,7 @@ fn what_contradicts_the_interface_is_named_before_the_kernel_is_touched() {
 
 proptest::proptest! {
     #[test]
-    fn nothing_panics(object in "\\{(\"(Type|Port|VNI|MTU|Mode|GBP|x)\":(\"(udp|vxlan|host-gw|\\PC{0,8})\"|[0-9.]{1,5}|null|\\{\\}),?){0,4}\\}") {
+    fn nothing_panics(object in "\\{(\"(Type|Port|VNI|MTU|Mode|DataPath|GBP|x)\":(\"(udp|vxlan|host-gw|alloc|\\PC{0,8})\"|[0-9.]{1,5}|null|\\{\\}),?){0,4}\\}") {
         let text = format!(r#"{{"Network": "10.0.0.0/8", "Backend": {object}}}"#);
         if let Ok((conf, _)) = NetConf::parse(&text) {
             let _ = Choice::read(&conf).map_err(|error| error.to_string());

@@ -7,6 +7,7 @@ use encap::{Encapsulation, Family, Framing, MacAddr};
 
 use super::answer::{Devices, Door, Questions, Transport};
 use super::choice::{Choice, Type, small};
+use super::data_path::DataPath;
 use super::{BackendError, Kind};
 use crate::config::netconf::{Object, Warning};
 
@@ -30,9 +31,11 @@ impl Default for Udp {
 }
 
 /// What net-conf.json may say of it.
-pub(super) const TYPE: Type = Type { name: "udp", keys: &["Type", "Port"], read };
+pub(super) const TYPE: Type = Type { name: "udp", keys: &["Type", "Port", "DataPath"], read };
 
 fn read(object: &Object<'_>, _ipv6: bool, _warnings: &mut Vec<Warning>) -> Result<Choice, BackendError> {
+    let remedy = "wraps packets in user space only: remove the key, or choose vxlan, which has a data path in the kernel";
+    DataPath::only(object, "udp", Some(DataPath::Userspace), remedy)?;
     // An int in flannel, so 0 stands for "not set" neither there nor here.
     let port = object.integer("Port", 1..=u64::from(u16::MAX))?;
     Ok(Kind::Udp(Udp { port: small(port).unwrap_or(PORT) }).into())

@@ -6,6 +6,7 @@ use super::answer::{
     ChecksumOffload, DeviceSettings, Devices, Door, KernelPart, PeerDataError, PeerRoute, Questions,
 };
 use super::choice::{Choice, Type, small};
+use super::data_path::DataPath;
 use super::mtu::TunnelMtuError;
 use super::vtep::VtepData;
 use super::vxlan_user::VxlanUser;
@@ -48,6 +49,7 @@ const KEYS: &[&str] = &[
     "GBP",
     "Learning",
     "DirectRouting",
+    "DataPath",
     "Mode",
     "ChecksumOffload",
     "Name",
@@ -58,16 +60,14 @@ const KEYS: &[&str] = &[
 pub(super) const TYPE: Type = Type { name: "vxlan", keys: KEYS, read };
 
 /// Reads the backend's keys, and with them which of the two VXLAN backends it is to be.
-fn read(object: &Object<'_>, ipv6: bool, _warnings: &mut Vec<Warning>) -> Result<Choice, BackendError> {
+fn read(object: &Object<'_>, ipv6: bool, warnings: &mut Vec<Warning>) -> Result<Choice, BackendError> {
     let conf = settings(object, ipv6)?;
     let (kernel, user) = (Kind::Vxlan(conf), Kind::VxlanUser(VxlanUser(conf)));
-    let expected = r#""kernel" or "userspace" (or not there: the kernel if it can)"#;
-    match object.string("Mode", expected)?.map(str::to_ascii_lowercase).as_deref() {
-        None => Ok(Choice::either(kernel, user)),
-        Some("kernel") => Ok(kernel.into()),
-        Some("userspace") => Ok(user.into()),
-        Some(_) => Err(object.wrong_type("Mode", expected).into()),
-    }
+    Ok(match DataPath::or_mode(object, warnings)? {
+        DataPath::Auto => Choice::either(kernel, user),
+        DataPath::Kernel => kernel.into(),
+        DataPath::Userspace => user.into(),
+    })
 }
 
 fn settings(object: &Object<'_>, ipv6: bool) -> Result<Vxlan, NetConfError> {

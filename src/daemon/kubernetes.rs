@@ -91,6 +91,7 @@ impl State {
             ecn: true,
             partial_checksum: self.conf.partial_checksum,
             flow_ports: true,
+            backend: self.backend.told_apart().map(str::to_owned),
         };
         let (public_ip, public_ipv6) = self.public_ips();
         let published = Published {

@@ -20,6 +20,8 @@ pub struct LodenCaps {
     pub partial_checksum: bool,
     /// Over the UDP backend it takes datagrams from [`PORTS`](encap::flow::PORTS) ports of a node.
     pub flow_ports: bool,
+    /// Its backend, where the annotation `backend-type` does not tell it from another.
+    pub backend: Option<String>,
 }
 
 /// The form on the wire. Member names are part of the contract between versions of Loden.
@@ -31,6 +33,8 @@ struct Wire {
     mtu: u64,
     #[serde(default)]
     capabilities: Vec<String>,
+    #[serde(default)]
+    backend: Option<String>,
 }
 
 impl LodenCaps {
@@ -57,7 +61,8 @@ impl LodenCaps {
             ecn: has("ecn"),
             flow_ports: has("flow-ports"),
             partial_checksum: has("partial-checksum"),
-            version: wire.version.chars().filter(|c| !c.is_control()).take(64).collect(),
+            version: words(&wire.version),
+            backend: wire.backend.as_deref().map(words),
         })
     }
 
@@ -70,12 +75,15 @@ impl LodenCaps {
             ("partial-checksum", self.partial_checksum),
         ];
         let capabilities = capabilities.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
-        serde_json::json!({
+        let mut json = serde_json::json!({
             "MTU": self.mtu,
             "capabilities": capabilities.collect::<Vec<_>>(),
             "version": self.version,
-        })
-        .to_string()
+        });
+        if let Some(backend) = &self.backend {
+            json["backend"] = backend.as_str().into();
+        }
+        json.to_string()
     }
 
     /// The form the forwarding table keeps.
@@ -87,6 +95,11 @@ impl LodenCaps {
             flow_ports: self.flow_ports,
         }
     }
+}
+
+/// A text that goes to people, of a length that they can read.
+fn words(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
 #[cfg(test)]
@@ -120,8 +133,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn caps_round_trip(mtu in LodenCaps::MIN_MTU.., ipv6: bool, ecn: bool, partial_checksum: bool, flow_ports: bool, version in "[0-9a-z.+-]{0,64}") {
-            let caps = LodenCaps { version, mtu, ipv6, ecn, partial_checksum, flow_ports };
+        fn caps_round_trip(mtu in LodenCaps::MIN_MTU.., ipv6: bool, ecn: bool, partial_checksum: bool, flow_ports: bool, version in "[0-9a-z.+-]{0,64}", alloc: bool) {
+            let caps = LodenCaps { version, mtu, ipv6, ecn, partial_checksum, flow_ports, backend: alloc.then(|| "alloc".to_owned()) };
             proptest::prop_assert_eq!(LodenCaps::parse(&caps.render()), Ok(caps));
         }
 

@@ -80,6 +80,13 @@ pub(super) fn peer(facts: &NodeFacts, config: &IndexConfig) -> Verdict {
             return Verdict::Bad(Fault::new(name::LODEN, text(&facts.annotations.loden), reason));
         }
     };
+    // flannel's types of udp and alloc are the same empty text, and a flannel says no more.
+    if let Some(theirs) = caps.as_ref().map(|caps| caps.backend.as_deref())
+        && theirs != config.backend.told_apart()
+        && config.backend.annotation().is_empty()
+    {
+        return Verdict::Mismatch(theirs.unwrap_or_default().to_owned());
+    }
     halves(facts, config, |family, prefixes| {
         let public_ip = public_ip(facts, config, family)?;
         Ok(Candidate {

@@ -273,7 +273,7 @@ impl fmt::Display for Refusal {
 pub struct Mismatch {
     /// The Node's name.
     pub node: String,
-    /// Its backend-type annotation, cut to a length for people; empty means UDP.
+    /// Its backend type, cut to a length for people; empty means UDP.
     pub theirs: String,
     /// Ours.
     pub ours: &'static str,

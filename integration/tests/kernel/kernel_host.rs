@@ -94,7 +94,7 @@ fn gbp() -> Result<()> {
 }
 
 fn accept_ra() -> Result<()> {
-    let userspace = r#"{"Type": "vxlan", "Mode": "userspace"}"#;
+    let userspace = r#"{"Type": "vxlan", "DataPath": "userspace"}"#;
     for (backend, devices) in [
         (VXLAN, &["flannel.1", "flannel-v6.1"][..]),
         (userspace, &["flannel.1"]),

@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
+mod alloc;
 mod kernel_golden;
 mod kernel_host;
 mod kernel_life;
@@ -13,6 +14,7 @@ mod repair;
 mod vxlan_checksum;
 
 integration::group!(
+    alloc,
     repair,
     vxlan_checksum,
     kernel_host,

@@ -41,15 +41,18 @@ pub(super) fn suite() -> Checks {
             one.conf(r#"{"Network": "10.244"}"#, &["Network", "10.244", "no prefix length"])
         })
         .check("flannel: unknown backend -> exit 1 and those there are", |one, _| {
-            one.backend(r#"{"Type": "nosuch"}"#, &["nosuch", "udp, vxlan, host-gw"])
+            one.backend(r#"{"Type": "nosuch"}"#, &["nosuch", "udp, vxlan, host-gw, alloc"])
         })
         .check("flannel: Backend without Type -> exit 1 and those there are", |one, _| {
-            one.backend("{}", &["Backend.Type is missing", "udp, vxlan, host-gw"])
+            one.backend("{}", &["Backend.Type is missing", "udp, vxlan, host-gw, alloc"])
         })
-        .check("a backend of flannel's that is not built -> exit 1 and those there are", |one, _| {
-            let names = ["wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc"];
+        .check("a backend of flannel's that is not built -> exit 1 and what to use instead", |one, _| {
+            let names = ["wireguard", "ipip", "ipsec", "extension", "tencent-vpc"];
             names.iter().try_for_each(|name| {
-                one.backend(&format!(r#"{{"Type": "{name}"}}"#), &[name, "not built", "udp, vxlan, host-gw"])
+                one.backend(
+                    &format!(r#"{{"Type": "{name}"}}"#),
+                    &[name, "not built", "write ", "udp, vxlan, host-gw, alloc"],
+                )
             })
         })
         .check("flannel: no Backend -> udp, as in flannel", |one, _| {
@@ -275,8 +278,8 @@ fn net_conf(one: &mut One, _: &Notes) -> Result<()> {
             &["SourceCheck", "sometimes", "enforce"],
         ),
         (
-            r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "Mode": "fast"}}"#,
-            &["Backend.Mode", "fast"],
+            r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "DataPath": "fast"}}"#,
+            &["Backend.DataPath", "fast"],
         ),
     ] {
         one.conf(text, parts)?;

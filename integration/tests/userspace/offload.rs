@@ -330,7 +330,7 @@ fn outer_ports(cluster: &Cluster, port: u16) -> Result<BTreeSet<u16>> {
 
 fn queues_vxlan(_: &mut Lab, notes: &Notes) -> Result<()> {
     let cluster =
-        four_queues(Cluster::builder().backend(r#"{"Type": "vxlan", "Mode": "userspace"}"#), false)?;
+        four_queues(Cluster::builder().backend(r#"{"Type": "vxlan", "DataPath": "userspace"}"#), false)?;
     let (all, arrived) = many_flows(&cluster).map_err(|error| error.context(cluster.logs()))?;
     let [sent, took] = [by_queue(&cluster, "n1", "tx")?, by_queue(&cluster, "n2", "rx")?];
     ensure!(sent.iter().all(|packets| *packets > 0.0), "not all queues sent: {sent:?}");

@@ -108,7 +108,7 @@ fn start(cluster: &mut Cluster, name: &str, mode: &str, environment: Option<(&st
     let file: PathBuf = cluster.node(name)?.dir().join("net-conf.json");
     let everybodys = std::fs::read_to_string(cluster.dir().join("net-conf.json"))?;
     let mut conf: Value = serde_json::from_str(&everybodys)?;
-    conf["Backend"]["Mode"] = mode.into();
+    conf["Backend"]["DataPath"] = mode.into();
     std::fs::write(&file, conf.to_string())?;
     let mut launch = cluster.launch(name)?.set("--net-config-path", &file);
     if let Some((key, value)) = environment {
@@ -184,7 +184,7 @@ fn state(lab: &mut Lab, _: &Notes) -> Result<()> {
         let body = node.daemon()?.get("/readyz")?.body;
         ensure!(body == "flanneld is ready", "{body}");
     }
-    lab.cluster.node("n1")?.daemon()?.wait_log("VXLAN is done in this process").map(drop)
+    lab.cluster.node("n1")?.daemon()?.wait_log("vxlan in user space").map(drop)
 }
 
 fn exact_bytes(lab: &mut Lab, _: &Notes) -> Result<()> {
@@ -413,7 +413,7 @@ fn families(_: &mut Lab, notes: &Notes) -> Result<()> {
 
 /// Nobody has said what the address is to be: each daemon derives one and publishes it, and peers find each other by it.
 fn published(_: &mut Lab, _: &Notes) -> Result<()> {
-    let backend = r#"{"Type": "vxlan", "Mode": "userspace"}"#;
+    let backend = r#"{"Type": "vxlan", "DataPath": "userspace"}"#;
     let mut kube = Kube::with(
         Options::default(),
         |builder| builder.backend(backend),

@@ -16,6 +16,11 @@ pub enum Warning {
         /// The key that was perhaps meant.
         nearest: Option<&'static str>,
     },
+    /// `Backend.Mode` of vxlan, which has another name now.
+    Mode {
+        /// What is written.
+        value: &'static str,
+    },
     /// A key that is given again further down.
     Duplicate {
         /// Where.
@@ -32,6 +37,11 @@ impl fmt::Display for Warning {
             Self::UnknownKey { path, nearest: None } => {
                 write!(f, "key {} is unknown and ignored; remove it", excerpt(path))
             }
+            Self::Mode { value } => write!(
+                f,
+                "key \"Backend.Mode\" is read for vxlan in this version only, because in flannel it is a key of wireguard: \
+                 write \"DataPath\": \"{value}\" in its place"
+            ),
             Self::Duplicate { path } => {
                 write!(
                     f,

@@ -11,6 +11,7 @@ fn caps() -> LodenCaps {
         ecn: true,
         partial_checksum: true,
         flow_ports: true,
+        backend: None,
     }
 }
 
@@ -51,6 +52,13 @@ fn golden_annotations_both_ways() {
     for (backend, public_ip, public_ipv6, vtep_macs, golden) in [
         (
             udp(),
+            v4,
+            None,
+            macs(None, None),
+            &[("backend-data", "null"), ("backend-type", ""), ("kube-subnet-manager", "true"), public_ip][..],
+        ),
+        (
+            backend(r#"{"Type":"alloc"}"#),
             v4,
             None,
             macs(None, None),

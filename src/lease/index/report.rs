@@ -54,7 +54,8 @@ pub(super) fn snapshot(index: &LeaseIndex) -> Snapshot {
         }
         snapshot.refused.extend(refusals(index, name, node));
         if let Standing::Mismatch(theirs) = &node.standing {
-            let (theirs, ours) = (theirs.clone(), index.config.backend.annotation());
+            let backend = index.config.backend;
+            let (theirs, ours) = (theirs.clone(), backend.told_apart().unwrap_or(backend.annotation()));
             snapshot.mismatched.push(Mismatch { node: name.to_string(), theirs, ours });
         }
     }

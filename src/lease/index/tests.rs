@@ -24,6 +24,31 @@ pub(super) fn vxlan() -> IndexConfig {
     IndexConfig { backend: backend::sample(r#"{"Type": "vxlan"}"#), ..config() }
 }
 
+/// flannel's type of both backends is the empty text.
+#[test]
+fn alloc_and_udp_of_loden_are_told_apart() {
+    let caps = |backend: &str| format!(r#"{{"version":"9","MTU":1472,"capabilities":[]{backend}}}"#);
+    let (udp, alloc) = (caps(""), caps(r#","backend":"alloc""#));
+    for (ours, theirs, mismatch) in [
+        ("udp", Some(&udp), None),
+        ("udp", Some(&alloc), Some("alloc")),
+        ("udp", None, None),
+        ("alloc", Some(&udp), Some("")),
+        ("alloc", Some(&alloc), None),
+        ("alloc", None, None),
+    ] {
+        let backend = backend::sample(&format!(r#"{{"Type": "{ours}"}}"#));
+        let mut index = LeaseIndex::new(IndexConfig { backend, ..config() });
+        let mut annotations = vec![("public-ip", "192.168.77.2"), ("backend-type", "")];
+        annotations.extend(theirs.map(|caps| ("loden", caps.as_str())));
+        index.apply(annotated("a", "10.244.2.0/24", &annotations));
+        let snapshot = index.snapshot();
+        let found = snapshot.mismatched.first().map(|mismatch| mismatch.theirs.as_str());
+        assert_eq!(found, mismatch, "{ours} meets {theirs:?}");
+        assert_eq!(snapshot.peers.len(), usize::from(mismatch.is_none()));
+    }
+}
+
 fn index() -> LeaseIndex {
     LeaseIndex::new(config())
 }

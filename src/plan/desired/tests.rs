@@ -232,7 +232,7 @@ fn a_lost_external_interface_keeps_the_size() {
 
 #[test]
 fn vxlan_in_user_space_is_one_tun_for_both_families() {
-    let backend = backend::sample(r#"{"Type": "vxlan", "DirectRouting": true, "Mode": "userspace"}"#);
+    let backend = backend::sample(r#"{"Type": "vxlan", "DirectRouting": true, "DataPath": "userspace"}"#);
     let intent = dual(Intent { backend, ..vxlan(true) });
     let desired = desired(&intent, &bare(1500), None).unwrap();
     assert_eq!(desired.links.len(), 1);
