@@ -107,8 +107,8 @@ lint: ## formatting, clippy and documentation, warnings are errors
 	$(CARGO) clippy --workspace --all-targets --features loden/fault-points -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 
-bench: setup ## nanoseconds per packet and per lookup
-	$(CARGO) bench -p loden
+bench: setup ## nanoseconds per packet and per lookup, some two minutes once built; LONG=1 also beside hash maps, a minute more
+	$(if $(LONG),LODEN_BENCH_LONG=1) $(CARGO) bench -p loden
 
 bench-kernel: setup ## five thousand peers programmed, one change, one missing entry: a table, JSON in target/bench-kernel; LODEN_PEERS
 	$(CARGO) bench -p loden --bench kernel --no-run

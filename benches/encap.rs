@@ -3,6 +3,8 @@
 //! The payload is never copied, so the size should not matter; that it does not is the point of having it here.
 #![expect(clippy::expect_used, clippy::panic, reason = "a benchmark stops at the first surprise")]
 
+mod settings;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use encap::{
     DropReason, Family, Fib, IcmpCause, Inbound, IpPacket, MacAddr, NextHop, Outbound, Owner, PeerCaps,
@@ -192,5 +194,9 @@ fn errors(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, encapsulate, decapsulate, view, errors);
+criterion_group! {
+    name = benches;
+    config = settings::short();
+    targets = encapsulate, decapsulate, view, errors
+}
 criterion_main!(benches);

@@ -2,8 +2,11 @@
 //!
 //! All are read as the data path reads them, through an `ArcSwap` that the control plane may replace at any time;
 //! `DashMap` is shared as it is. `HashMap` and `DashMap` are keyed by the masked /24, so they answer an easier
-//! question: no longest-prefix match. Times are per lookup of one thread.
+//! question: no longest-prefix match. Times are per lookup of one thread. The comparisons, and tables of all sizes, are
+//! measured with `LODEN_BENCH_LONG=1` only (`make bench LONG=1`): they take a minute more.
 #![expect(clippy::expect_used, clippy::panic, reason = "a benchmark stops at the first surprise")]
+
+mod settings;
 
 use arc_swap::{ArcSwap, Cache};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -16,7 +19,10 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-const NODES: [u32; 4] = [1, 100, 1000, 5000];
+/// The smallest table and the largest.
+const NODES: &[u32] = &[1, 5000];
+/// With `LODEN_BENCH_LONG` set.
+const ALL_NODES: &[u32] = &[1, 100, 1000, 5000];
 const READERS: [usize; 2] = [1, 2];
 const ADDRESSES: u32 = 4096;
 
@@ -89,9 +95,10 @@ fn timed<S, T>(
 }
 
 fn lookup(c: &mut Criterion) {
+    let long = std::env::var_os("LODEN_BENCH_LONG").is_some();
     for readers in READERS {
         let mut group = c.benchmark_group(format!("fib_lookup_{readers}_readers"));
-        for nodes in NODES {
+        for &nodes in if long { ALL_NODES } else { NODES } {
             let addresses = addresses(nodes);
             let fib = ArcSwap::from_pointee(table(nodes, None));
             let peer = |owner: Option<&Owner>| match owner {
@@ -114,6 +121,9 @@ fn lookup(c: &mut Criterion) {
                     timed(readers, count, &addresses, || (), |(), addr| peer(fib.load().lookup_v4(addr)))
                 });
             });
+            if !long {
+                continue;
+            }
             let map: HashMap<u32, NextHop> = (0..nodes).map(|node| (subnet(node), hop(node))).collect();
             let map = ArcSwap::from_pointee(map);
             group.bench_function(BenchmarkId::new("hashmap_load", nodes), |b| {
@@ -159,5 +169,9 @@ fn mixed_and_build(c: &mut Criterion) {
     c.bench_function("fib_diff/5000", |b| b.iter(|| black_box(&old).diff(&new)));
 }
 
-criterion_group!(benches, lookup, mixed_and_build);
+criterion_group! {
+    name = benches;
+    config = settings::short();
+    targets = lookup, mixed_and_build
+}
 criterion_main!(benches);

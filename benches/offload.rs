@@ -1,6 +1,8 @@
 //! What offloads cost in our code: the checksum, cutting a super-packet, joining what comes of it.
 #![expect(clippy::expect_used, reason = "a benchmark stops at the first surprise")]
 
+mod settings;
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -89,5 +91,9 @@ fn join(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, checksum, cut, join);
+criterion_group! {
+    name = benches;
+    config = settings::short();
+    targets = checksum, cut, join
+}
 criterion_main!(benches);

@@ -11,6 +11,8 @@
     reason = "a benchmark owns its clock and may fail loudly"
 )]
 
+mod settings;
+
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
@@ -203,5 +205,9 @@ fn private_network() -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
 }
 
-criterion_group!(benches, memory, kernel);
+criterion_group! {
+    name = benches;
+    config = settings::short();
+    targets = memory, kernel
+}
 criterion_main!(benches);
