@@ -255,6 +255,27 @@ fn source(address: &sockaddr_storage) -> Option<SocketAddr> {
     }
 }
 
+/// Has a socket take the interface's MTU for the path's, whatever ICMP says (`IP_PMTUDISC_OMIT`, `IPV6_PMTUDISC_OMIT`; Linux
+/// 3.15). What is longer is sent in fragments, which routers of an IPv4 network may cut once more.
+pub(super) fn ignore_path_mtu(socket: &SockRef<'_>, v6: bool) -> io::Result<()> {
+    let (level, name, value): (c_int, c_int, c_int) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_OMIT)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT)
+    };
+    // SAFETY: `value` is as long as is said and lives across the call, which only reads it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of_val(&value) as socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Datagrams lost to a full receive buffer: `SO_MEMINFO`, field `SK_MEMINFO_DROPS` (linux/sock_diag.h).
 pub(super) fn receive_drops(socket: &SockRef<'_>) -> io::Result<u32> {
     const SK_MEMINFO_DROPS: usize = 8;

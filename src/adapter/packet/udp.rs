@@ -10,7 +10,7 @@ use encap::DropReason;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::mmsg::{Mmsg, RecvOutcome};
 use super::reuseport;
@@ -98,6 +98,10 @@ impl OuterSocket {
         socket.set_nonblocking(true).context("cannot make the UDP socket non-blocking")?;
         let marks = if at.is_ipv6() { socket.set_recv_tclass_v6(true) } else { socket.set_recv_tos_v4(true) };
         marks.context("cannot have congestion marks reported")?;
+        // Anybody can forge the ICMP messages that tell of a smaller MTU: they need to know no more than the port.
+        if let Err(error) = super::mmsg::ignore_path_mtu(&SockRef::from(&socket), at.is_ipv6()) {
+            warn!(%error, "forged ICMP messages can make the tunnel slow: the kernel refuses IP_PMTUDISC_OMIT");
+        }
         Ok(socket)
     }
 
@@ -244,12 +248,12 @@ impl DatagramIo for UdpIo {
                 Err(Errno::EINTR) => {}
                 // The send buffer is full: waiting holds the queue of the device, which holds back the senders.
                 Err(Errno::EAGAIN) if wait_writable(socket, &self.wake) => {}
-                // Longer than the path takes or than a send holds; the datagrams one by one may still pass.
                 Err(Errno::EMSGSIZE) => return Err(SendError::TooMuch),
-                // An interface that cannot do checksums, or a kernel that knows the option and refuses its use.
-                Err(Errno::EIO | Errno::EINVAL) if first.segment.is_some() => {
-                    return Err(SendError::Unsupported);
-                }
+                // A datagram is longer than the interface takes now (newer kernels say EMSGSIZE), which passes. One
+                // by one they go in fragments.
+                Err(Errno::EINVAL) if first.segment.is_some() => return Err(SendError::TooMuch),
+                // The interface cannot do checksums.
+                Err(Errno::EIO) if first.segment.is_some() => return Err(SendError::Unsupported),
                 Err(errno) => return Err(SendError::Dropped(reason(errno))),
             }
         }
