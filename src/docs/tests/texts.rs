@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use super::page::{self, Page, root};
 use crate::commands;
@@ -30,6 +31,29 @@ fn verbs_of_make_exist() {
         }
     }
     assert!(checked > 15, "only {checked} were found");
+}
+
+/// A suite is a file or folder of a group in `integration/tests`, and a group a folder or file there.
+#[test]
+fn suites_exist() {
+    let names = |folder: &Path| -> Vec<PathBuf> {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let groups = names(&root().join("integration/tests"));
+    let suites: Vec<PathBuf> =
+        groups.iter().filter(|path| path.is_dir()).flat_map(|path| names(path)).collect();
+    let known: BTreeSet<&str> =
+        groups.iter().chain(&suites).filter_map(|path| path.file_stem()?.to_str()).collect();
+    let mut checked = 0;
+    for page in page::all() {
+        for (at, _) in page.text.match_indices("make integration T=") {
+            let name = page.text[at..].split('=').nth(1).unwrap();
+            let name = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap();
+            checked += 1;
+            assert!(known.contains(name), "{}: there is no suite {name}", page.path.display());
+        }
+    }
+    assert!(checked > 3, "only {checked} were found");
 }
 
 #[test]
