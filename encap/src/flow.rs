@@ -11,9 +11,10 @@ const GOLDEN: u32 = 0x9e37_79b1;
 
 const TCP: u8 = 6;
 
-/// The same for all packets of a flow, and different for most others: of TCP's addresses and ports, and of all else the
-/// addresses, because a datagram may come in fragments, of which only the first has the ports. Zero for what is no IP
-/// packet. Of 16 bits, the upper half of a product, because its low bits know only the low bits of its factors.
+/// A hash that is the same for all packets of a flow, and different for most other flows. For TCP it is taken over addresses
+/// and ports. For everything else it is taken over the addresses only, because a datagram may come in fragments, of which
+/// only the first has the ports. It is zero if the bytes are not an IP packet. The 16 bits are the upper half of a product,
+/// because the low bits of a product depend only on the low bits of its factors.
 #[inline]
 #[must_use]
 pub fn hash(packet: &[u8]) -> u32 {
@@ -26,7 +27,7 @@ pub fn hash(packet: &[u8]) -> u32 {
     words.fold(0, |hash: u32, at| (hash ^ read_u32(packet, at)).wrapping_mul(GOLDEN)) >> 16
 }
 
-/// Where the ports are, if it is TCP and no fragment.
+/// The position of the ports, if the packet is TCP and not a fragment.
 fn tcp_in_v4(packet: &[u8]) -> Option<usize> {
     let whole = read_u16(packet, 6) & 0x3fff == 0;
     let header_len = usize::from(packet.first()? & 0x0f) * 4;

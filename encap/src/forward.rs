@@ -141,7 +141,7 @@ pub struct Gate<'f> {
 }
 
 impl<'f> Gate<'f> {
-    /// One that remembers nothing yet.
+    /// A gate that remembers nothing yet.
     #[must_use]
     pub const fn new(fib: &'f Fib, check: SourceCheck) -> Self {
         Self { fib, check, sender: None, source: None }
@@ -156,7 +156,7 @@ impl<'f> Gate<'f> {
     #[must_use]
     pub fn inbound(&mut self, outer_src: IpAddr, payload: &[u8]) -> Inbound {
         let peer = self.sender(outer_src);
-        // Before anything else is read of a datagram: strangers get no more of our time than one lookup.
+        // The sender is looked up before anything else is read: a stranger costs no more than one lookup.
         if peer.is_none() && self.check == SourceCheck::Enforce {
             return Inbound::Drop { reason: DropReason::UnknownSender };
         }

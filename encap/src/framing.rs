@@ -20,7 +20,7 @@ pub enum Framing {
 /// VXLAN as one node speaks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VxlanFraming {
-    /// Of what is sent, and all that is received.
+    /// The identifier of all packets that are sent, and the only one that is received.
     pub vni: Vni,
     /// Our own address toward peers' IPv4 pods. Where only one family is carried, both are the same.
     pub mac_v4: MacAddr,

@@ -13,7 +13,7 @@ const MAX_BYTES: usize = 4096;
 /// What a node says of its VXLAN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VtepData {
-    /// `VNI`; not in data of old flannels. Any number: what is no VNI is not ours either.
+    /// `VNI`; old flannels do not write it. It may be any number: one that is no valid VNI is not ours either.
     pub vni: Option<u64>,
     /// `VtepMAC`: the device's address. Unicast.
     pub mac: MacAddr,

@@ -21,7 +21,7 @@ use crate::config::excerpt;
 
 /// First word and version of the format. Another version is not read: the API server has it all.
 const MAGIC: &str = "loden-cache 1 ";
-/// Nobody has so many nodes.
+/// Most Nodes that are kept. No cluster has so many.
 const MAX_NODES: usize = 100_000;
 
 /// Largest cache, bytes: some 600 for each of `MAX_NODES`.
@@ -34,7 +34,7 @@ pub struct Scope {
     pub node: String,
     /// Address of the API server.
     pub server: String,
-    /// What its certificate is checked with.
+    /// The CA that its certificate is checked with.
     pub authority: String,
     /// The cluster networks of net-conf.json.
     pub networks: String,
@@ -58,13 +58,13 @@ pub struct Remembered {
 /// Why a cache is not used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CacheFlaw {
-    /// It does not begin as one, or as one of another version.
+    /// The text is not a cache, or one of another version.
     #[error("it is no cache of this version ({})", excerpt(.0))]
     Format(String),
-    /// What is there is not what was written.
+    /// The checksum does not fit: the text was changed.
     #[error("it is damaged: its checksum does not fit")]
     Checksum,
-    /// The checksum fits and the text makes no sense.
+    /// The checksum fits, but the text cannot be read.
     #[error("it cannot be read: {0}")]
     Text(String),
     /// It is of another node, cluster or configuration.
@@ -74,7 +74,7 @@ pub enum CacheFlaw {
         what: &'static str,
         /// What the cache says.
         theirs: String,
-        /// What is so.
+        /// What this daemon has.
         ours: String,
     },
 }

@@ -10,12 +10,12 @@ use crate::backend::{Backend, PeerDataError};
 
 /// A node has at most one podCIDR per family; a file written by hand may be generous.
 const MAX_POD_CIDRS: usize = 16;
-/// Addresses per node that are known as senders; a node with more is told apart by the first ones.
+/// How many addresses of a node are known as senders. Of a node with more, the first ones count.
 const MAX_ADDRESSES: usize = 32;
 /// Characters of a bad value that are kept for people.
 const KEPT: usize = 128;
 
-/// What one half of a node would get if no other node were in the way.
+/// The lease that one family of a node would get if no other node were in the way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) prefixes: Vec<Prefix>,
@@ -41,9 +41,9 @@ pub(super) enum Verdict {
     Halves(ByFamily<Judged>),
     /// It runs another backend: the value of its backend-type annotation.
     Mismatch(String),
-    /// It does not say that it runs flanneld, and such nodes are not ours to judge.
+    /// The node does not say that it runs flanneld; we do not judge such nodes.
     Unmanaged,
-    /// Something that is no family's matter.
+    /// Something is wrong that concerns both families.
     Bad(Fault),
 }
 

@@ -1,4 +1,4 @@
-//! What is taken, and by whom: finds conflicts without looking at every node.
+//! Which prefixes and addresses are taken, and by whom. It finds conflicts without looking at every node.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use super::check::Candidate;
 pub(super) struct Claims {
     prefixes: BTreeMap<Prefix, Arc<str>>,
     addresses: HashMap<IpAddr, Tenancy>,
-    /// By device, of which each family has its own.
+    /// Owners of Ethernet addresses, by family: each family has a device of its own.
     vtep_macs: HashMap<(Family, MacAddr), Arc<str>>,
 }
 
@@ -72,7 +72,7 @@ impl Claims {
 }
 
 impl Tenancy {
-    /// The halves that have it.
+    /// The families of nodes that have it.
     pub(super) fn families(&self) -> impl Iterator<Item = Family> {
         self.halves.iter().filter(|(_, has)| **has).map(|(family, _)| family)
     }

@@ -43,9 +43,9 @@ pub fn fib(snapshot: &Snapshot, networks: &[Prefix], tunnel_mtu: u16) -> Fib {
     builder.build()
 }
 
-/// Whose packets come from which outer address. A later entry for an address replaces an earlier one: a public
-/// address is checked to be one node's only, so it comes last; of the other addresses a node lists it may list
-/// anybody's, and the first keeps.
+/// Outer source addresses and the nodes that send from them. A later entry for an address replaces an earlier one. Public
+/// addresses come last, because each is checked to be one node's only. A node may list anybody's address among its other
+/// ones; of those the first node's entry stays.
 pub fn senders(snapshot: &Snapshot) -> impl Iterator<Item = (IpAddr, &Lease)> {
     let listed = snapshot
         .peers

@@ -26,7 +26,7 @@ use super::pods::PodIndex;
 use super::{ByFamily, Change, FAMILIES, NodeFacts, Reason, Snapshot};
 use crate::backend::Backend;
 
-/// What an index judges by.
+/// The settings by which an index judges.
 #[derive(Debug, Clone)]
 pub struct IndexConfig {
     /// The name of our own Node.
@@ -54,7 +54,7 @@ pub struct LeaseIndex {
     ids: HashMap<Arc<str>, PeerId>,
     generation: u64,
     published: Option<Arc<Snapshot>>,
-    /// What each node that was touched held before the current call.
+    /// For each node that the current call touched: what it held before.
     before: BTreeMap<Arc<str>, Holding>,
 }
 
@@ -99,7 +99,7 @@ impl LeaseIndex {
         })
     }
 
-    /// Why nothing that we send can arrive at an address, whoever has it.
+    /// The reason why nothing that we send can arrive at an address, whoever has it.
     fn out_of_reach(&self, ip: IpAddr) -> Option<Reason> {
         let own = &self.own_addresses;
         if own.contains(&ip) {

@@ -1,12 +1,12 @@
-//! What the cluster is told of Nodes that are refused or odd, and by which daemon: every daemon sees the same, and one word
-//! is enough.
+//! Events about Nodes that are refused or odd, and which daemons write them: every daemon sees the same, and a few Events
+//! are enough.
 
 use super::{Mismatch, Reason, Refusal, Snapshot, Unlisted};
 
-/// Of one Node, to be told to whoever looks at that Node.
+/// An Event about one Node, for people who look at that Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// The same from every daemon that sees this, and another for everything else: a DNS subdomain.
+    /// Identifies the matter: every daemon that sees it has the same id, and no other matter has it. A DNS subdomain.
     pub id: String,
     /// The Node's name.
     pub node: String,
@@ -18,9 +18,9 @@ pub struct Notice {
     pub message: String,
 }
 
-/// So many daemons speak of one Node, as some may be dead.
+/// How many daemons speak of one Node: more than one, because some may be dead.
 const SPEAKERS: usize = 3;
-/// A daemon speaks of so many Nodes at once; metrics, log and `flanneld routes` have them all.
+/// Of how many Nodes a daemon speaks at once; metrics, log and `flanneld routes` have them all.
 const MOST: usize = 64;
 /// Characters of a Node's name in an id, which has room for 253.
 const NAMED: usize = 200;
@@ -28,7 +28,7 @@ const NAMED: usize = 200;
 /// What the daemon on `own` has to tell. It always speaks of its own Node, and of what only itself can see: that a peer
 /// claims its address. What is refused comes first.
 pub fn notices<'a>(snapshot: &Snapshot, own: &str, uid: impl Fn(&str) -> Option<&'a str>) -> Vec<Notice> {
-    // flannel tells nobody anything.
+    // flannel writes no Events.
     let able = snapshot.peers.iter().filter(|lease| lease.caps.is_some()).map(|lease| lease.node.as_str());
     let able: Vec<&str> = able.collect();
     let speaks = |node: &str| node == own || speaks(own, node, able.iter().copied());

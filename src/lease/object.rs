@@ -131,11 +131,11 @@ impl NodeObject {
         self.metadata.as_ref()?.resource_version.as_deref().filter(|version| !version.is_empty())
     }
 
-    /// What matters of it. Annotations are taken from under `prefix`.
+    /// The parts of it that matter here. Annotations are those whose key begins with `prefix`.
     ///
     /// # Errors
     ///
-    /// It is no Node at all. Values that only make its lease unusable are judged later.
+    /// The object is not a Node. Values that only make its lease unusable are judged later.
     pub fn facts(self, prefix: &AnnotationPrefix) -> Result<NodeFacts, NodeFlaw> {
         let metadata = self.metadata.unwrap_or_default();
         let name = metadata.name.unwrap_or_default();

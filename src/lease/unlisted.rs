@@ -1,4 +1,4 @@
-//! Nodes whose public address is none that their Node reports of itself.
+//! Nodes that publish an address which their `status.addresses` do not list.
 //!
 //! Whoever may write a Node's annotations decides where the packets for its pods go; `status.addresses` is written by others,
 //! the kubelet and the cloud. Where the two differ that may be meant (NAT between nodes, an interface that the kubelet does

@@ -17,7 +17,7 @@ pub struct PeerState {
     pub tx: PeerTotals,
     /// Received from the peer.
     pub rx: PeerTotals,
-    /// When a packet of the peer was last counted; to the second, since that is how often we look.
+    /// When a packet of the peer was last counted. It is exact to the second, because that is how often we look.
     pub last_seen: Option<SystemTime>,
 }
 
@@ -30,7 +30,7 @@ impl Peers {
     pub fn fold(&self, shared: &Shared, peers: impl Iterator<Item = PeerId>, now: SystemTime) {
         for peer in peers {
             let (tx, rx) = (shared.tx.peer(peer), shared.rx.peer(peer));
-            // A node exchanges packets with few of a large cluster's.
+            // In a large cluster a node exchanges packets with few others.
             if (tx, rx) == Default::default() {
                 continue;
             }

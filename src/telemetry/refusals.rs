@@ -1,7 +1,7 @@
-//! A word in the log when the source check turns datagrams away.
+//! A line in the log when the source check drops datagrams.
 //!
-//! The data path must not log; it leaves the last refused sender beside its counters. A flood of strangers is a
-//! line a minute, and NAT between nodes, which looks the same from here, does not stay a riddle.
+//! The data path must not log, so it leaves the last refused sender beside its counters. A flood of strangers makes one
+//! line a minute. NAT between nodes looks the same from here, and the line names the address that gives it away.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use encap::DropReason;
 
 use crate::dataplane::Lanes;
 
-/// At most one line in this time.
+/// The shortest time between two lines.
 const PAUSE: Duration = Duration::from_secs(60);
 
 const REASONS: [DropReason; 2] = [DropReason::UnknownSender, DropReason::SpoofedSource];

@@ -18,8 +18,8 @@ use ranges::{Ranges, Span};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 
-/// What can be sent to a node, whatever the backend: whoever builds the table has looked at it. All false for a flannel in the
-/// UDP backend.
+/// What can be sent to a node. Whoever builds the table has taken the backend into account. Everything is false for a flannel
+/// node over the UDP backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PeerCaps {
     /// It takes IPv6 inner packets.
@@ -47,7 +47,7 @@ pub struct NextHop {
     pub mac: Option<MacAddr>,
 }
 
-/// Who has a prefix.
+/// The owner of a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// This node. The kernel must route it locally; in the tunnel it would loop.
@@ -148,7 +148,8 @@ impl FibBuilder {
     }
 }
 
-/// Sorted by key, and of several with one key the last. To sort once is faster than to keep a tree in order.
+/// The entries sorted by key; of several with the same key the last one stays. Sorting once is faster than keeping a tree in
+/// order.
 fn last_of_each<K: Ord + Copy, V: Copy>(entries: &[(K, V)]) -> Vec<(K, V)> {
     let mut sorted = entries.to_vec();
     sorted.sort_by_key(|(key, _)| *key);
@@ -232,7 +233,7 @@ impl Fib {
         self.owners.is_empty()
     }
 
-    /// What of the routes is different in `new`.
+    /// The routes that are different in `new`.
     #[must_use]
     pub fn diff(&self, new: &Self) -> FibDelta {
         let mut delta = FibDelta::default();

@@ -31,7 +31,7 @@ pub const MAX_RUN: usize = 128;
 /// Runs that may be joined at one time; a packet of one more flow closes the oldest.
 const OPEN: usize = 16;
 
-/// No more of a chain.
+/// Marks the end of a chain.
 const NONE: u32 = u32::MAX;
 
 /// What is known of a packet that may join or begin a run.
@@ -61,9 +61,9 @@ struct Item<T> {
     count: u16,
     /// Length of the super-packet.
     total: usize,
-    /// Of the first packet; `None` if nothing may join it.
+    /// The first packet's headers; `None` if nothing may join it.
     head: Option<Head>,
-    /// Of the pseudo-header but for its length, once the first packet's checksums were found right.
+    /// Sum of the pseudo-header without its length, once the first packet's checksums were found right.
     pseudo: Option<Sum>,
 }
 
@@ -87,7 +87,7 @@ pub struct Group<'c, T> {
 }
 
 impl<T: Copy + PartialEq> Coalescer<T> {
-    /// For batches of up to `capacity` packets; `tcp` and `udp` say what is joined at all.
+    /// A coalescer for batches of up to `capacity` packets; `tcp` and `udp` say what is joined at all.
     #[must_use]
     pub fn new(capacity: usize, tcp: bool, udp: bool) -> Self {
         Self {
@@ -394,7 +394,7 @@ fn continues(first: &[u8], packet: &[u8], head: &Head, sent: usize, count: u16) 
     let tcp = head.transport;
     let (flags_first, flags) = (first.get(tcp + 13), packet.get(tcp + 13));
     let (Some(flags_first), Some(flags)) = (flags_first, flags) else { return false };
-    // Of the first, CWR is kept: whoever segments gives it to the first alone.
+    // The first packet's CWR is kept: whoever cuts the super-packet gives it to the first segment only.
     let changed = (flags_first & !tcp_flag::CWR) ^ flags;
     let sequence = read_u32(first, tcp + 4).wrapping_add(sent as u32);
     changed & !(tcp_flag::PSH | tcp_flag::FIN) == 0
@@ -407,7 +407,8 @@ fn continues(first: &[u8], packet: &[u8], head: &Head, sent: usize, count: u16) 
 
 /// Whether the checksums are right. `pseudo` is the sum of the packet's pseudo-header but for its length.
 ///
-/// One that was left unfinished is: it says nothing, and the super-packet's is finished by whoever takes it.
+/// A checksum that was left unfinished counts as right: it says nothing, and whoever takes the super-packet finishes its
+/// checksum.
 fn is_right(packet: &[u8], head: &Head, pseudo: Sum) -> bool {
     let v4 = head.transport == IPV4_HEADER;
     if v4 && !Sum::default().bytes(packet.get(..IPV4_HEADER).unwrap_or_default()).is_right() {

@@ -18,15 +18,15 @@ const LOOK_BACK: usize = 8;
 /// A train of packets: those of one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Train<K> {
-    /// Where they go.
+    /// Their destination.
     pub to: K,
     /// The congestion mark of their outer headers.
     pub ecn: u8,
     /// Length of each but the last.
     pub size: usize,
-    /// How many.
+    /// Number of packets.
     pub count: usize,
-    /// All bytes.
+    /// Bytes of all of them together.
     pub bytes: usize,
     /// The first one's number; the others follow by [`Trains::members`].
     first: u32,
@@ -47,7 +47,7 @@ pub struct Trains<K> {
 const NONE: u32 = u32::MAX;
 
 impl<K: Copy + PartialEq> Trains<K> {
-    /// For up to `capacity` packets.
+    /// A sorter for up to `capacity` packets.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl<K: Copy + PartialEq> Trains<K> {
         self.next.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no packets.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -20,11 +20,11 @@ use crate::ip::IpPacket;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What is left to do about a packet before it is whole, in the words in which a tunnel device is told to do it; `None`
-/// for one that is whole.
+/// What is left to do before a packet is whole, as the header with which a tunnel device is told to do it. `None` if the packet
+/// is whole.
 ///
-/// One whole packet in 65,536 has a checksum that looks unfinished. Finishing it finds the same checksum again. That is
-/// why fragments are none: a checksum is one over all of them.
+/// One whole packet in 65,536 has a checksum that looks unfinished. Finishing it finds the same checksum again. Fragments
+/// never count as unfinished, because their checksum is over all of them.
 ///
 /// `longest` is the size of packets, in bytes, that the sender's own super-packets would have been cut into.
 #[inline]
