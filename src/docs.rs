@@ -11,7 +11,7 @@ macro_rules! page {
         #[doc = "[backends]: crate::docs::backends"]
         #[doc = "[table inet loden]: crate::docs::backends#table-inet-loden"]
         #[doc = "[operations]: crate::docs::operations"]
-        #[doc = "[concerns]: crate::docs::concerns"]
+        #[doc = "[concerns]: crate::docs::operations#concerns"]
         #[doc = "[metrics]: crate::docs::metrics"]
         #[doc = "[drop reasons]: crate::docs::metrics#drop-reasons"]
         #[doc = "[refusals]: crate::docs::metrics#why-a-node-is-refused"]
@@ -27,7 +27,6 @@ macro_rules! page {
 page!(configuration, include_str!("docs/configuration.md"));
 page!(backends, include_str!("docs/backends.md"));
 page!(operations, include_str!("docs/operations.md"));
-page!(concerns, include_str!("docs/concerns.md"));
 page!(metrics, include_str!("docs/metrics.md"));
 page!(design, include_str!("docs/design.md"));
 page!(plugins, include_str!("docs/plugins.md"));

@@ -136,13 +136,10 @@ async fn silent_clients_and_such_that_never_read_hold_up_nobody() {
             stream
         };
         let _held: Vec<_> = (0..200).map(connect).collect();
-        let begun = std::time::Instant::now();
         let first = ask(path, PATIENCE, &Request::Routes).unwrap().item().unwrap();
         assert!(first.is_some());
-        begun.elapsed()
     };
-    let took = beside(answer, client).await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    beside(answer, client).await;
 }
 
 #[tokio::test]
