@@ -10,7 +10,7 @@ use crate::backend::{Backend, Choice, KernelPart};
 use crate::config::netconf::NetConf;
 
 /// The backend that net-conf.json, which `path` names, asks for. Where the outcome is not what anybody asked for, it is
-/// also returned in words, for health.
+/// also returned in words.
 pub(super) async fn choose(conf: &NetConf, path: &Path) -> Result<(Backend, Option<String>)> {
     let named = || path.display().to_string();
     let (choice, warnings) = Choice::read(conf).with_context(named)?;
@@ -25,9 +25,6 @@ pub(super) async fn choose(conf: &NetConf, path: &Path) -> Result<(Backend, Opti
         None => false,
     };
     let (backend, note) = choice.decide(lacks)?;
-    if let Some(note) = note {
-        warn!("{note}");
-    }
     info!(backend = backend.description(), "backend");
     Ok((backend, note.map(str::to_owned)))
 }

@@ -209,7 +209,8 @@ fn refused(all: &mut Behind, _: &Notes) -> Result<()> {
         all.proxy.cut();
         all.kube.wait_body(&["degraded: ", &code.to_string()])?;
         ensure!(all.kube.metric("loden_watch_restarts_total", &[("reason", reason)])? >= 3.0);
-        ensure!(all.warnings(&code.to_string())? > 0, "{code} is not in the log");
+        // It comes after other troubles, of which the log tells the last ones together.
+        wait::until_true(&format!("{code} in the log"), || Ok(all.warnings(&code.to_string())? > 0))?;
         all.proxy.clear();
         all.released(guard, 0)?;
     }
