@@ -209,6 +209,8 @@ struct Frames {
 impl Frames {
     async fn send_all(&mut self, items: &mut mpsc::Receiver<Bytes>, tenure: &Tenure) -> Result<()> {
         while let Some(item) = items.recv().await {
+            // One that does not read is idle soon.
+            tenure.extend(FIRST);
             self.send(&item).await?;
             tenure.extend(TENURE);
         }

@@ -136,10 +136,14 @@ async fn silent_clients_and_such_that_never_read_hold_up_nobody() {
             stream
         };
         let _held: Vec<_> = (0..200).map(connect).collect();
+        let begun = std::time::Instant::now();
         let first = ask(path, PATIENCE, &Request::Routes).unwrap().item().unwrap();
         assert!(first.is_some());
+        begun.elapsed()
     };
-    beside(answer, client).await;
+    let took = beside(answer, client).await;
+    // A hundred clients that may each block a frame for five seconds, sixteen at a time, would take half a minute.
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
 #[tokio::test]
