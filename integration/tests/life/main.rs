@@ -5,8 +5,9 @@
 mod badinput;
 mod cli;
 mod ends;
+mod held_up;
 mod lifecycle;
 mod map;
 mod verify;
 
-integration::group!(lifecycle, ends, badinput, cli, map, verify);
+integration::group!(lifecycle, ends, badinput, cli, map, verify, held_up);
