@@ -1,7 +1,7 @@
 //! A proxy of ours in front of the real API server that does to its answers what networks, load balancers and servers
 //! in trouble do.
 //!
-//! It ends TLS with the server's own certificate, so a daemon notices nothing but the port. Each [`Rule`] of the plan
+//! It ends TLS with the server's own certificate, so a daemon notices nothing but the port. Each rule of the plan
 //! is used up by the requests or events that it hits, and every hit is counted. One thread per connection; all end with
 //! the [`Proxy`].
 

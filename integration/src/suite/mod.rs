@@ -3,7 +3,7 @@
 //! A **suite** is one file of checks. It runs in a process of its own, because a namespace must be entered while the
 //! process has one thread, and because nothing that one suite leaves behind may reach the next. A **group** is a test
 //! binary that holds several suites: it runs itself again for each of them and is told what came of every check
-//! ([`group`] is that side of it, [`worker`] the other). It takes the arguments of an ordinary test
+//! ([`group`] is that side of it, `worker` the other). It takes the arguments of an ordinary test
 //! (`cargo test -p integration --test kernel -- repair::`), and says at the end what was measured on the way. After a
 //! check that fails the setup is built anew, so that one defect is one failure.
 
