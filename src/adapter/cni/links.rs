@@ -1,15 +1,17 @@
 //! Devices, addresses and routes of one network namespace, over a netlink socket that waits for its answers.
 
+mod message;
+
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use encap::MacAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage, State,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
@@ -17,6 +19,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use nix::errno::Errno;
 
+use self::message::{address_message, address_of, at, family, is_tentative, link, route_of, up};
 use crate::adapter::netlink::blocking::Socket;
 use crate::adapter::netlink::wire::{Change, Error, Rtnetlink};
 use crate::cni::{Cidr, CniError, Code, Route};
@@ -362,111 +365,4 @@ fn failed(doing: String, error: &Error) -> CniError {
         _ => "",
     };
     CniError::new(Code::Io, doing, format!("{error}{remedy}"))
-}
-
-fn at(index: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message
-}
-
-fn up(index: u32) -> LinkMessage {
-    let mut message = at(index);
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message
-}
-
-fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
-
-fn link(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        is_up: message.header.flags.contains(LinkFlags::Up),
-        ..Link::default()
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(MacAddr),
-            LinkAttribute::OperState(state) => link.is_ready = *state == State::Up,
-            LinkAttribute::Controller(index) => link.master = Some(*index),
-            LinkAttribute::LinkInfo(info) => {
-                link.is_bridge = info.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
-            }
-            _ => {}
-        }
-    }
-    link
-}
-
-/// As the reference plugins give it: IPv4 with its broadcast address.
-fn address_message(link: &Link, address: Cidr) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = family(address.addr);
-    message.header.prefix_len = address.len;
-    message.header.index = link.index;
-    message.attributes = vec![AddressAttribute::Local(address.addr), AddressAttribute::Address(address.addr)];
-    if let Ok(network) = address.network()
-        && let IpAddr::V4(broadcast) = network.last()
-        && address.len < 31
-    {
-        message.attributes.push(AddressAttribute::Broadcast(broadcast));
-    }
-    message
-}
-
-fn is_tentative(message: &AddressMessage) -> bool {
-    message.attributes.iter().any(|attribute| {
-        matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Tentative)
-            && !flags.contains(AddressFlags::Dadfailed))
-    })
-}
-
-fn address_of(message: &Message, index: u32) -> Option<Cidr> {
-    let Message::NewAddress(message) = message else { return None };
-    if message.header.index != index {
-        return None;
-    }
-    let attribute = |local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(addr) if local => Some(*addr),
-            AddressAttribute::Address(addr) if !local => Some(*addr),
-            _ => None,
-        })
-    };
-    // IPv6 addresses have no local part of their own.
-    let addr = attribute(true).or_else(|| attribute(false))?;
-    Some(Cidr { addr, len: message.header.prefix_len })
-}
-
-fn route_of(message: &Message, index: u32) -> Option<(Cidr, Option<IpAddr>)> {
-    let Message::NewRoute(message) = message else { return None };
-    let mut destination = None;
-    let (mut gateway, mut out) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => destination = address_in(address),
-            RouteAttribute::Gateway(address) => gateway = address_in(address),
-            RouteAttribute::Oif(index) => out = Some(*index),
-            _ => {}
-        }
-    }
-    let unspecified = || match message.header.address_family {
-        AddressFamily::Inet => Some(IpAddr::from([0; 4])),
-        AddressFamily::Inet6 => Some(IpAddr::from([0; 16])),
-        _ => None,
-    };
-    let addr = destination.or_else(unspecified)?;
-    (out == Some(index)).then_some((Cidr { addr, len: message.header.destination_prefix_length }, gateway))
-}
-
-fn address_in(address: &netlink_packet_route::route::RouteAddress) -> Option<IpAddr> {
-    match address {
-        netlink_packet_route::route::RouteAddress::Inet(address) => Some((*address).into()),
-        netlink_packet_route::route::RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
-    }
 }
