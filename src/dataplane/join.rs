@@ -177,7 +177,19 @@ impl<C: Codec> Joiner<'_, C> {
             }
         }
         for range in group.originals() {
-            write_one(lane, group.tag(), memory.get(range).unwrap_or_default(), tun);
+            self.write_one(group.tag(), memory.get(range).unwrap_or_default(), tun);
+        }
+    }
+
+    fn write_one<T: FrameIo>(&self, peer: Option<PeerId>, packet: &[u8], tun: &mut T) {
+        // Of a run whose other packets were lost, or too few to be cut evenly. Where it was finished here it is whole,
+        // also the one in 65,536 that does not look so.
+        let todo = if self.finish { None } else { unfinished(packet, usize::MAX) };
+        match tun.write(&[IoSlice::new(&todo.unwrap_or_default().to_bytes()), IoSlice::new(packet)]) {
+            Ok(()) => self.lane.forwarded(peer, packet.len()),
+            Err(SendError::Dropped(reason)) => self.lane.dropped(reason),
+            // The kernel looks at the version nibble and refuses what is neither IPv4 nor IPv6.
+            Err(SendError::Unsupported | SendError::TooMuch) => self.lane.dropped(DropReason::BadPacket),
         }
     }
 }
@@ -211,17 +223,6 @@ fn write_unfinished<T: FrameIo>(
         Ok(()) => lane.forwarded_many(peer, packets, packet.len()),
         Err(SendError::Dropped(reason)) => lane.dropped_many(reason, packets),
         Err(SendError::Unsupported | SendError::TooMuch) => lane.dropped_many(DropReason::BadPacket, packets),
-    }
-}
-
-fn write_one<T: FrameIo>(lane: &Lane, peer: Option<PeerId>, packet: &[u8], tun: &mut T) {
-    // Of a run whose other packets were lost, or too few to be cut evenly.
-    let todo = unfinished(packet, usize::MAX).unwrap_or_default();
-    match tun.write(&[IoSlice::new(&todo.to_bytes()), IoSlice::new(packet)]) {
-        Ok(()) => lane.forwarded(peer, packet.len()),
-        Err(SendError::Dropped(reason)) => lane.dropped(reason),
-        // The kernel looks at the version nibble and refuses what is neither IPv4 nor IPv6.
-        Err(SendError::Unsupported | SendError::TooMuch) => lane.dropped(DropReason::BadPacket),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use encap::offload::unfinished::unfinished;
 use encap::offload::vnet::{PartialChecksum, VNET_LEN, VnetHeader};
 
 use super::sides::*;
@@ -44,4 +45,24 @@ fn checksums_are_left_to_a_node_that_takes_them() {
     let device = receive_plain(&shared(3), SocketAddr::new(node(1), PORT), datagrams);
     assert_eq!(device.written.len(), 4);
     assert!(device.written.iter().all(|frame| whole(&frame[VNET_LEN..])));
+}
+
+/// One whole packet in 65,536 has the checksum that an unfinished one would have. A plain device, which cannot be told that
+/// something is left to do, has to get it all the same.
+#[test]
+fn a_whole_packet_that_looks_unfinished_reaches_a_plain_device() {
+    let looks_unfinished = |word: u16| {
+        let mut packet = udp_packet(pod(1, 3), pod(2, 5), 100);
+        let end = packet.len();
+        packet[end - 2..].copy_from_slice(&word.to_be_bytes());
+        let udp = etherparse::UdpHeader::from_slice(&packet[20..]).unwrap().0;
+        let checksum = udp.calc_checksum_ipv4_raw(pod(1, 3), pod(2, 5), &packet[28..]).unwrap();
+        packet[26..28].copy_from_slice(&checksum.to_be_bytes());
+        unfinished(&packet, usize::MAX).is_some().then_some(packet)
+    };
+    let packet = (0..=u16::MAX).find_map(looks_unfinished).unwrap();
+    let b = shared(2);
+    let device = receive_plain(&b, SocketAddr::new(node(1), PORT), vec![packet.clone()]);
+    assert_eq!(device.written, [plain_frame(&packet)]);
+    assert_eq!(b.rx.packets(), 1);
 }
