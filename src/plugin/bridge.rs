@@ -3,7 +3,7 @@
 use encap::MacAddr;
 
 use super::worker::Worker;
-use super::{Answer, Call, Plugin, container_netns};
+use super::{Answer, Call, Plugin, container_netns, remaining_netns};
 use crate::adapter::cni::{Link, Links, Netns, Pair, enter, settings};
 use crate::cni::bridge::{AddressStep, BridgeConf, ensure_address};
 use crate::cni::{Cidr, CniError, Code, Command, Interface, Outcome};
@@ -58,8 +58,7 @@ impl Plugin for Bridge {
 
     fn del(&self, call: &Call) -> Result<(), CniError> {
         // DEL comes without the namespace, or with one that is gone, when the container died first.
-        let netns = call.request.netns.as_deref().map(Netns::open).transpose()?.flatten();
-        if let Some(netns) = netns {
+        if let Some(netns) = remaining_netns(&call.request)? {
             enter(&netns, || Links::open()?.remove(&call.request.ifname))?;
         }
         match call.conf.ipam_type()? {

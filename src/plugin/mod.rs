@@ -168,19 +168,26 @@ impl Call {
     /// A container in the plugin's own namespace would have its devices made on the host.
     fn check_netns(&self) -> Result<(), CniError> {
         let attaches = matches!(self.request.command, Command::Add | Command::Del);
-        let Some(path) =
-            self.request.netns.as_deref().filter(|_| attaches && !self.request.same_netns_allowed)
-        else {
+        if !attaches || self.request.same_netns_allowed {
             return Ok(());
-        };
-        match Netns::open(path)? {
+        }
+        match remaining_netns(&self.request)? {
             Some(netns) if netns.is(&Netns::current()?) => Err(CniError::new(
                 Code::Netns,
                 "plugin's netns and netns from CNI_NETNS should not be the same",
-                path.display().to_string(),
+                "the runtime names the container's namespace in CNI_NETNS",
             )),
             _ => Ok(()),
         }
+    }
+}
+
+/// The container's namespace, as far as there still is one. A name that stays behind after its namespace was unmounted is
+/// an ordinary file, and to DEL the same as none.
+fn remaining_netns(request: &Request) -> Result<Option<Netns>, CniError> {
+    match request.netns.as_deref().map(Netns::open).transpose() {
+        Err(error) if error.code == Code::Netns && request.command == Command::Del => Ok(None),
+        found => found.map(Option::flatten),
     }
 }
 

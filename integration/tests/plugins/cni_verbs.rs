@@ -15,6 +15,7 @@ pub(super) fn suite() -> Checks {
         .check("CHECK, GC and STATUS need the versions that brought them", version_of_verbs)
         .check("ADD, CHECK and DEL of each version", each_version)
         .check("addresses can be used and the bridge forwards when ADD returns", usable)
+        .check("DEL where the namespace is gone, and where only its name is left", namespace_gone)
         .check("CHECK finds whatever somebody removed", check_finds)
         .check("STATUS and ADD say what subnet.env lacks", subnet_env)
         .check("a delegate that is not there, a namespace that is none, a foreign device", bad_surroundings)
@@ -105,6 +106,31 @@ fn each_version(_: &mut (), _: &Notes) -> Result<()> {
     Ok(())
 }
 
+fn namespace_gone(_: &mut (), _: &Notes) -> Result<()> {
+    let host = Host::ours()?;
+    let (conf, bin) = (host.flannel_conf(&Value::Null), host.file("bin").display().to_string());
+    // What is left of a name after `umount` is an ordinary file.
+    fs::write(host.file("unmounted"), "")?;
+    let unmounted = host.file("unmounted").display().to_string();
+    for netns in [None, Some("/nonexistent"), Some(unmounted.as_str())] {
+        let container = Container::new("c1")?;
+        host.ask("ADD", &container, &conf)?.result()?;
+        drop(container);
+        let mut env = vec![
+            ("CNI_COMMAND", "DEL"),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", bin.as_str()),
+        ];
+        env.extend(netns.map(|netns| ("CNI_NETNS", netns)));
+        host.run("flannel", &env, &conf)?.result().with_context(|| format!("{netns:?}"))?;
+        let left = host.state("networks")?;
+        ensure!(left.keys().all(|name| name.contains("last_reserved_ip")), "{netns:?}: {left:?}");
+        ensure!(host.state("flannel")?.is_empty(), "{netns:?}: {:?}", host.state("flannel")?);
+    }
+    Ok(())
+}
+
 fn usable(_: &mut (), _: &Notes) -> Result<()> {
     let host = Host::ours()?;
     let conf = host.flannel_conf(&Value::Null);
@@ -182,7 +208,6 @@ fn bad_surroundings(_: &mut (), _: &Notes) -> Result<()> {
     ensure!(code == 7 && text.contains("no name of a plugin"), "{code} {text}");
 
     let conf = host.bridge_conf("1.0.0", &json!({ "isDefaultGateway": true }));
-    let bin = host.file("bin");
     let env = |netns: &'static str| {
         [
             ("CNI_COMMAND", "ADD"),
@@ -202,10 +227,7 @@ fn bad_surroundings(_: &mut (), _: &Notes) -> Result<()> {
     env.push(("CNI_NETNS", &own));
     let (code, text) = host.run("bridge", &env, &conf)?.refusal()?;
     ensure!(code == 8 && text.contains("same"), "the plugin's own namespace: {code} {text}");
-    ensure!(
-        bin.is_dir() && host.state("networks")?.keys().all(|name| name.contains("last_")),
-        "an address is held"
-    );
+    ensure!(host.state("networks")?.keys().all(|name| name.contains("last_")), "an address is held");
 
     host.netns().ip("link add cni0 type veth peer name other")?;
     let (code, text) = host.ask("ADD", &container, &conf)?.refusal()?;

@@ -84,14 +84,19 @@ pub fn run(program: &Path, verb: &str, request: &Request, input: &[u8]) -> Resul
         CniError::new(Code::Io, format!("{doing} the plugin {}", program.display()), error.to_string())
     };
     // The rest of the environment is the runtime's, which is what the delegate has to see.
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", &request.container_id)
         .env("CNI_IFNAME", &request.ifname)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed("cannot start", &error))?;
+        .stdout(Stdio::piped());
+    // What GC undoes was attached to namespaces that are gone, whichever the runtime names.
+    match &request.netns {
+        Some(netns) => command.env("CNI_NETNS", netns),
+        None => command.env_remove("CNI_NETNS"),
+    };
+    let mut child = command.spawn().map_err(|error| failed("cannot start", &error))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A plugin that stops reading says why in its answer.
         let _ = stdin.write_all(input);

@@ -104,16 +104,16 @@ impl<'a> Kept<'a> {
                 remove(&entry.path())?;
                 continue;
             }
-            let attachment = match name.split_once('@') {
-                Some((id, ifname)) => Attachment { container_id: id.into(), ifname: ifname.into() },
+            let (attachment, names_device) = match name.split_once('@') {
+                Some((id, ifname)) => (Attachment { container_id: id.into(), ifname: ifname.into() }, true),
                 None if self.is_flannels(&name) => {
-                    Attachment { container_id: name, ifname: default_ifname.into() }
+                    (Attachment { container_id: name, ifname: default_ifname.into() }, false)
                 }
                 None => continue,
             };
             let lives = valid.iter().any(|other| {
                 other.container_id == attachment.container_id
-                    && (other.ifname == attachment.ifname || !entry.path().to_string_lossy().contains('@'))
+                    && (other.ifname == attachment.ifname || !names_device)
             });
             if !lives {
                 stale.push(attachment);
