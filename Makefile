@@ -28,7 +28,7 @@ setup: ## install what demo and test need and this machine lacks
 	@integration/setup.sh
 
 machinery: setup ## kube-apiserver and etcd for tests and demo: minutes the first time, then cached in ~/.cache/loden
-	@$(MAKE) --no-print-directory -C integration/machinery
+	@$(MAKE) --no-print-directory -C integration/machinery $(PARTS)
 
 demo: PROFILE = release
 demo: setup $(if $(filter kube,$(DEMO_SOURCE)),machinery) ## three nodes, a real flanneld in each, and a table of what held; BACKEND=udp|vxlan|host-gw; DEMO_SOURCE=kube has them on an API server
@@ -70,6 +70,9 @@ scale: PROFILE = release
 scale: machinery ## five thousand Nodes on a real API server and what one daemon needs for them; SCALE_NODES, SCALE_SECONDS
 	$(CARGO) build --release -p loden --bin flanneld -p integration --bin scale
 	@$(SUDO) env $(LAB_ENV) SCALE_OUT=$(abspath $(TARGET))/scale $(foreach name,SCALE_NODES SCALE_SECONDS,$(if $($(name)),$(name)=$($(name)))) $(BUILD)/scale
+
+# With these two the reference CNI plugins, beside which ours are tested, are built as well.
+test integration: PARTS = tests
 
 test: machinery ## everything: unit, property, fuzz replay, networks in namespaces
 	$(CARGO) build $(WITH) --bin flanneld --bin flannel

@@ -15,6 +15,7 @@ macro_rules! page {
         #[doc = "[metrics]: crate::docs::metrics"]
         #[doc = "[drop reasons]: crate::docs::metrics#drop-reasons"]
         #[doc = "[refusals]: crate::docs::metrics#why-a-node-is-refused"]
+        #[doc = "[CNI plugins]: crate::docs::plugins"]
         #[doc = "[design]: crate::docs::design"]
         #[doc = "[changelog]: crate::docs::changelog"]
         #[doc = "[encap]: encap"]
