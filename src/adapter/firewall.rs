@@ -19,7 +19,7 @@ use tracing::{info, warn};
 pub use self::ledger::Look;
 use self::ledger::{Ledger, Legacy, digest, look_at_legacy};
 use super::iptables::{Programs, Saved};
-use super::nft::{self, FirewallEvents, Nft, Survey};
+use super::nft::{self, Nft, Survey};
 pub use super::nft::{GuardCounters, GuardReader};
 use super::program::Failure;
 use crate::plan::firewall::iptables::random_fully;
@@ -37,7 +37,6 @@ const RENEWAL: Duration = Duration::from_secs(60);
 /// The firewall of this network namespace.
 pub struct Firewall {
     nft: Nft,
-    events: FirewallEvents,
     /// How often legacy iptables is read.
     resync: Duration,
     programs: Programs,
@@ -56,7 +55,6 @@ impl Firewall {
     pub async fn new(resync: Duration) -> Result<Self> {
         Ok(Self {
             nft: Nft::open()?,
-            events: FirewallEvents::subscribe().context("cannot hear about nftables changes")?,
             resync: resync.max(Duration::from_secs(1)),
             programs: Programs::find().await,
             ledger: Rc::default(),
@@ -75,14 +73,14 @@ impl Firewall {
     /// How everything stands.
     pub async fn observe(&mut self) -> Result<FirewallState> {
         self.read_legacy().await;
-        let survey = self.nft.survey().context("cannot ask the kernel about nftables")?.clone();
+        let survey = self.nft.survey().await.context("cannot ask the kernel about nftables")?.clone();
         if self.ledger.borrow().chosen.is_none() {
             self.choose(&survey);
         }
         let mut state = self.ledger.borrow().state(survey, &self.legacy, &self.programs);
         if let Some(HeldGuard::InForce(guard)) = &state.guard
             && guard.check.is_some()
-            && !self.renew()
+            && !self.renew().await
         {
             state.guard = Some(HeldGuard::Changed);
         }
@@ -90,11 +88,11 @@ impl Firewall {
     }
 
     /// To look at our own table is also to say that somebody does: its checks hold no longer than that.
-    fn renew(&mut self) -> bool {
+    async fn renew(&mut self) -> bool {
         if self.renewed.elapsed() < RENEWAL {
             return true;
         }
-        if let Err(error) = self.nft.renew_guard() {
+        if let Err(error) = self.nft.renew_guard().await {
             warn!("the checks of who sends into the tunnel cannot be renewed: {error:#}");
             return false;
         }
@@ -145,7 +143,7 @@ impl Firewall {
             // From the last look, not from now: whoever waits here is often called away by other news.
             let since = self.legacy_read.map(|read| read.elapsed()).unwrap_or_default();
             tokio::select! {
-                () = self.events.changed(&self.nft) => return,
+                () = self.nft.changed() => return,
                 () = &mut renewal, if guarded => return,
                 () = tokio::time::sleep(self.resync.saturating_sub(since)) => {}
             }
@@ -165,7 +163,7 @@ impl Firewall {
             FirewallOp::UpdateGuard { before, after } => self.update_guard(before, after).await,
             FirewallOp::RemoveGuard => {
                 self.ledger.borrow_mut().guard = None;
-                self.nft.remove_own_table().map_err(failure)
+                self.nft.remove_own_table().await.map_err(failure)
             }
         };
         done.map_err(|failure| explain(op, failure))
@@ -178,14 +176,16 @@ impl Firewall {
         for _ in 0..ATTEMPTS {
             let written = match home {
                 Home::Nftables(_) => {
-                    let before = self.nft.generation().map_err(failure)?;
+                    let before = self.nft.generation().await.map_err(failure)?;
                     nft::load(&nftables::script(&possible)).await?;
-                    self.undisturbed(before, 1)?.and_then(|survey| survey.homes.get(&home).copied())
+                    self.undisturbed(before, 1).await?.and_then(|survey| survey.homes.get(&home).copied())
                 }
                 Home::Iptables(Variant::Nft, family) => {
-                    let before = self.nft.generation().map_err(failure)?;
+                    let before = self.nft.generation().await.map_err(failure)?;
                     let commits = self.restore(Variant::Nft, family, Some(&possible)).await?;
-                    self.undisturbed(before, commits)?.and_then(|survey| survey.homes.get(&home).copied())
+                    self.undisturbed(before, commits)
+                        .await?
+                        .and_then(|survey| survey.homes.get(&home).copied())
                 }
                 Home::Iptables(Variant::Legacy, family) => {
                     self.write_legacy(family, &possible, &mut last_read).await?
@@ -201,8 +201,8 @@ impl Firewall {
 
     /// What nftables holds after `commits` transactions of ours; `None` when somebody else made one meanwhile, for then
     /// what is there now need not be what was written.
-    fn undisturbed(&mut self, before: Option<u32>, commits: u32) -> Result<Option<&Survey>, Failure> {
-        let survey = self.nft.survey().map_err(failure)?;
+    async fn undisturbed(&mut self, before: Option<u32>, commits: u32) -> Result<Option<&Survey>, Failure> {
+        let survey = self.nft.survey().await.map_err(failure)?;
         let ours = before.map(|before| before.wrapping_add(commits));
         Ok((survey.generation.is_some() && survey.generation == ours).then_some(survey))
     }
@@ -228,7 +228,7 @@ impl Firewall {
         let held = self.ledger.borrow_mut().guard.take().filter(|(held, _)| held == before);
         if let Some((_, table)) = held
             && let Some(update) = after.update(before)
-            && self.nft.change_members(&update).ok().flatten() == Some(table.after(&update))
+            && self.nft.change_members(&update).await.ok().flatten() == Some(table.after(&update))
         {
             self.ledger.borrow_mut().guard = Some((after.clone(), table.after(&update)));
             return Ok(());
@@ -238,9 +238,9 @@ impl Firewall {
 
     async fn install_guard(&mut self, guard: &Guard) -> Result<(), Failure> {
         self.ledger.borrow_mut().guard = None;
-        let before = self.nft.generation().map_err(failure)?;
+        let before = self.nft.generation().await.map_err(failure)?;
         nft::load(&guard.script()).await?;
-        let table = self.undisturbed(before, 1)?.and_then(|survey| survey.own_table);
+        let table = self.undisturbed(before, 1).await?.and_then(|survey| survey.own_table);
         self.ledger.borrow_mut().guard = Some((guard.clone(), table.ok_or_else(disturbed)?));
         self.renewed = Instant::now();
         Ok(())
@@ -249,8 +249,8 @@ impl Firewall {
     async fn remove(&mut self, home: Home) -> Result<(), Failure> {
         self.ledger.borrow_mut().applied.remove(&home);
         match home {
-            Home::Nftables(family) => self.nft.remove_table(family).map_err(failure),
-            Home::Iptables(Variant::Nft, family) => self.nft.remove_chains(family).map_err(failure),
+            Home::Nftables(family) => self.nft.remove_table(family).await.map_err(failure),
+            Home::Iptables(Variant::Nft, family) => self.nft.remove_chains(family).await.map_err(failure),
             Home::Iptables(variant, family) => self.restore(variant, family, None).await.map(drop),
         }
     }
@@ -298,9 +298,8 @@ impl Firewall {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn failure(error: anyhow::Error) -> Failure {
-    Failure { cause: format!("{error:#}"), missing: false }
+fn failure(error: impl Into<anyhow::Error>) -> Failure {
+    Failure { cause: format!("{:#}", error.into()), missing: false }
 }
 
 fn disturbed() -> Failure {

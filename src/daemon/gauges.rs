@@ -78,26 +78,26 @@ pub(super) struct Doors {
 
 impl Doors {
     /// From now on: what a table of an earlier daemon has counted is not ours to count again.
-    pub(super) fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let mut reader = GuardReader::default();
-        let seen = reader.counters().ok().flatten().unwrap_or_default();
+        let seen = reader.counters().await.ok().flatten().unwrap_or_default();
         Self { reader, seen, sender: None, refusals: Refusals::default() }
     }
 
     #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
-    pub(super) fn read(&mut self, state: &State) {
+    pub(super) async fn read(&mut self, state: &State) {
         if state.backend.door().is_none_or(|door| door.kernel_checks.is_none()) {
             return;
         }
         // Without a table there is nothing to count, and the pass over the kernel says why there is none.
-        let Ok(Some(now)) = self.reader.counters() else { return };
+        let Ok(Some(now)) = self.reader.counters().await else { return };
         let before = if self.seen.table == now.table { self.seen.packets } else { [0; 2] };
         for ((counter, before), now) in state.metrics.refused_by_kernel.iter().zip(before).zip(now.packets) {
             counter.inc_by(now.saturating_sub(before));
         }
         if now != self.seen {
             self.seen = now;
-            self.sender = self.reader.last_refused().ok().flatten();
+            self.sender = self.reader.last_refused().await.ok().flatten();
         }
         // What was only counted has arrived.
         if state.conf.source_check != SourceCheck::Enforce {

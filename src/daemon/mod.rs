@@ -201,7 +201,7 @@ async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + '
         }
         None => (None, None),
     };
-    let mut doors = Doors::new();
+    let mut doors = Doors::new().await;
     if !sysctl::has_bridge_netfilter() {
         warn!(
             "the module br_netfilter is not loaded: pods may not reach Services whose pod is on the same node; \
@@ -226,7 +226,7 @@ async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + '
             Some(external) = moves.recv() => relocate(state, &mut forwarding, external),
             _ = fold.tick() => {
                 serve::fold(state);
-                doors.read(state);
+                doors.read(state).await;
                 state.keep_subnet_env();
                 if let Some(forwarding) = &mut forwarding {
                     forwarding.settle(state);

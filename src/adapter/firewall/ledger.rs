@@ -68,8 +68,8 @@ impl Look {
     /// How everything stands now.
     pub async fn state(&self) -> Result<FirewallState> {
         let legacy = look_at_legacy(&self.programs).await;
-        let asked = Nft::open().and_then(|mut nft| nft.survey().cloned());
-        let survey = asked.context("cannot ask the kernel about nftables")?;
+        let mut nft = Nft::beside()?;
+        let survey = nft.survey().await.context("cannot ask the kernel about nftables")?.clone();
         Ok(self.ledger.borrow().state(survey, &legacy, &self.programs))
     }
 

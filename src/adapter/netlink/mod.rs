@@ -7,6 +7,7 @@ mod events;
 mod look;
 mod read;
 pub mod socket;
+pub mod transactions;
 mod vxlan;
 pub mod wire;
 mod write;

@@ -1,120 +1,221 @@
 //! nftables: `nft -f -` writes our tables, netlink says what stands and removes what is to go.
 
-mod events;
+mod message;
 mod own_table;
+mod rule;
+mod ruleset;
 mod survey;
-mod wire;
 
+use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use encap::Family;
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute,
+    TableMessage,
+};
+use nix::errno::Errno;
 
-pub(super) use self::events::FirewallEvents;
+use self::message::{INET, message, number_of, remove};
 pub use self::own_table::GuardCounters;
 pub(super) use self::own_table::OwnTable;
-use self::own_table::{DATA_VALUE, ELEMENT_KEY, LIST_ELEMENT, SET_ELEMENTS, SET_NAME};
+use self::ruleset::{GENERATION, Ruleset};
 pub(super) use self::survey::Survey;
-use self::survey::{CHAIN_NAME, RULE_CHAIN, RULE_HANDLE, TABLE_NAME, number_of};
-use self::wire::{Connection, Message, NFPROTO_INET, kind};
+use super::netlink::socket::{Announcements, Socket};
+use super::netlink::transactions::Transactions;
+use super::netlink::wire::{Change, Error, Nfnetlink, attribute, number};
 use super::program::{self, Failure};
-use crate::plan::firewall::guard::{self, Update};
+use crate::plan::firewall::guard::Update;
 use crate::plan::firewall::iptables::Table;
 use crate::plan::firewall::{OWN_TABLE, nftables};
+use crate::ports::FaultKind;
 
-/// `NFTA_SET_ELEM_TIMEOUT`.
-const ELEMENT_TIMEOUT: u16 = 4;
+const NFNLGRP_NFTABLES: u32 = 7;
 
-/// Reads and changes nftables, and remembers what it read for as long as nothing changes.
+/// How often a look is begun anew while others change rules. On a machine that never rests the last look counts: the
+/// announcement of the next change is on its way.
+const LOOKS: usize = 5;
+
+/// How long the kernel may count a transaction before it tells of it.
+const TOLD_WITHIN: Duration = Duration::from_millis(50);
+
+/// Reads and changes nftables, and keeps what it read in step with what is announced.
 pub(super) struct Nft {
-    connection: Connection,
+    /// `None` where this kernel has no nfnetlink at all.
+    questions: Option<Socket<Nfnetlink>>,
+    transactions: Transactions,
+    announcements: Option<Announcements<Nfnetlink>>,
+    ruleset: Ruleset,
     seen: Survey,
 }
 
 impl Nft {
-    /// Connects; nothing is read yet.
+    /// Connects and subscribes; nothing is read yet.
     pub(super) fn open() -> Result<Self> {
-        Ok(Self { connection: Connection::open()?, seen: Survey::default() })
+        // Subscribed before the first look, so that no change falls in between.
+        let announcements = unless_unsupported(Announcements::subscribe(&[NFNLGRP_NFTABLES]))
+            .context("cannot hear about changes of nftables")?;
+        Ok(Self { announcements, ..Self::beside()? })
+    }
+
+    /// Connects for a single look.
+    pub(super) fn beside() -> Result<Self> {
+        Ok(Self {
+            questions: unless_unsupported(Socket::open()).context("cannot ask about nftables")?,
+            transactions: Transactions::default(),
+            announcements: None,
+            ruleset: Ruleset::default(),
+            seen: Survey::default(),
+        })
     }
 
     /// What is there now. One small request as long as nobody changes anything.
-    pub(super) fn survey(&mut self) -> Result<&Survey> {
-        let now = self.generation()?;
-        if now.is_none() || now != self.seen.generation {
-            self.seen = survey::survey(&mut self.connection)?;
+    pub(super) async fn survey(&mut self) -> Result<&Survey, Error> {
+        for _ in 0..LOOKS {
+            let now = self.generation().await?;
+            if now.is_some() && now == self.seen.generation {
+                break;
+            }
+            let Some((now, questions)) = now.zip(self.questions.as_mut()) else {
+                self.ruleset.forget();
+                self.seen = Survey::default();
+                break;
+            };
+            catch_up(&mut self.ruleset, self.announcements.as_mut(), now).await;
+            self.ruleset.read(questions, now).await?;
+            self.seen = survey::of(&self.ruleset);
+            if self.generation().await? == Some(now) {
+                self.seen.generation = Some(now);
+                break;
+            }
         }
         Ok(&self.seen)
     }
 
     /// Number of the last transaction; `None` when the kernel has no nf_tables.
-    pub(super) fn generation(&mut self) -> Result<Option<u32>> {
-        survey::generation(&mut self.connection)
+    pub(super) async fn generation(&mut self) -> Result<Option<u32>, Error> {
+        let Some(questions) = &mut self.questions else { return Ok(None) };
+        let request = message(0, NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() }));
+        let id = questions.get(&request, |part| attribute(part.attributes(), GENERATION).and_then(number));
+        match id.await {
+            // Nobody takes messages about nftables, and no module that would (`nfnetlink_rcv_msg`).
+            Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(None),
+            Err(error) if error.kind() == FaultKind::Unsupported => Ok(None),
+            answer => answer,
+        }
+    }
+
+    /// Waits for a change to what is ours, to what calls it, or to a chain that packets pass. kube-proxy's work on
+    /// its own chains wakes nobody. A lost announcement counts as a change.
+    pub(super) async fn changed(&mut self) {
+        let Some(announcements) = &mut self.announcements else { return std::future::pending().await };
+        loop {
+            match announcements.next().await {
+                Ok(datagram) if !self.ruleset.hear(datagram) => {}
+                Ok(_) => return,
+                // The kernel could not keep up with telling us.
+                Err(_) => return self.ruleset.forget(),
+            }
+        }
     }
 
     /// Changes who may send into the tunnel; says how our table stands then. As long as nobody else changes anything at
     /// the same moment, that is known without reading it back.
-    pub(super) fn change_members(&mut self, update: &Update) -> Result<Option<OwnTable>> {
-        let before = self.generation()?;
-        own_table::change(&mut self.connection, update)?;
-        let alone = before.is_some() && before == self.seen.generation;
-        if alone && self.generation()? == before.map(|before| before.wrapping_add(1)) {
-            self.seen.generation = before.map(|before| before.wrapping_add(1));
-            self.seen.own_table = self.seen.own_table.map(|table| table.after(update));
+    pub(super) async fn change_members(&mut self, update: &Update) -> Result<Option<OwnTable>> {
+        let before = self.generation().await?;
+        let known = self.seen.own_table.filter(|_| before.is_some() && before == self.seen.generation);
+        self.commit(own_table::change(update)).await?;
+        let after = before.map(|before| before.wrapping_add(1));
+        if let (Some(table), Some(now)) = (known, after)
+            && self.generation().await? == after
+        {
+            catch_up(&mut self.ruleset, self.announcements.as_mut(), now).await;
+            self.ruleset.members = Some(table.after(update).members);
         }
-        Ok(self.survey()?.own_table)
+        Ok(self.survey().await?.own_table)
     }
 
     /// Removes our own table.
-    pub(super) fn remove_own_table(&mut self) -> Result<()> {
-        let table = Message::new(kind::DEL_TABLE, NFPROTO_INET).text(TABLE_NAME, OWN_TABLE);
-        self.connection.commit(vec![table])
+    pub(super) async fn remove_own_table(&mut self) -> Result<()> {
+        self.commit(vec![remove_table(INET, OWN_TABLE)]).await
     }
 
-    /// Lets the guard's checks hold for another five minutes. A timeout begins anew with its element, so the element is
-    /// replaced; adding it first makes the deletion valid when it has expired.
-    pub(super) fn renew_guard(&mut self) -> Result<()> {
-        let element = |kind| {
-            Message::new(kind, NFPROTO_INET)
-                .text(TABLE_NAME, OWN_TABLE)
-                .text(SET_NAME, guard::GUARDED)
-                .nested(SET_ELEMENTS, |list| {
-                    list.nested(LIST_ELEMENT, |element| {
-                        let protocol = [libc::IPPROTO_UDP as u8];
-                        let millis = guard::GUARDED_FOR.as_millis() as u64;
-                        let keyed = element.nested(ELEMENT_KEY, |key| key.bytes(DATA_VALUE, &protocol));
-                        if kind == kind::NEW_ELEMENT {
-                            keyed.number64(ELEMENT_TIMEOUT, millis)
-                        } else {
-                            keyed
-                        }
-                    })
-                })
-        };
-        let add = || element(kind::NEW_ELEMENT).create();
-        self.connection.commit(vec![add(), element(kind::DEL_ELEMENT), add()])
+    /// Lets the guard's checks hold for another five minutes.
+    pub(super) async fn renew_guard(&mut self) -> Result<()> {
+        self.commit(own_table::renewal()).await
     }
 
     /// Removes flannel's table.
-    pub(super) fn remove_table(&mut self, family: Family) -> Result<()> {
+    pub(super) async fn remove_table(&mut self, family: Family) -> Result<()> {
         let name = nftables::table(family).split(' ').nth(1).unwrap_or_default();
-        self.connection.commit(vec![Message::new(kind::DEL_TABLE, number_of(family)).text(TABLE_NAME, name)])
+        self.commit(vec![remove_table(number_of(family), name)]).await
     }
 
     /// Removes our chains from the tables of iptables over nf_tables, and the rules that call them. No iptables program
     /// is needed for it.
-    pub(super) fn remove_chains(&mut self, family: Family) -> Result<()> {
-        let message =
-            |kind, table: Table| Message::new(kind, number_of(family)).text(TABLE_NAME, table.name());
-        let survey = self.survey()?;
-        let calls = survey.calls.iter().filter(|(of, ..)| *of == family).map(|(_, table, handle)| {
-            message(kind::DEL_RULE, *table).text(RULE_CHAIN, table.caller()).number64(RULE_HANDLE, *handle)
-        });
-        let chains = survey.chains.iter().filter(|(of, _)| *of == family).flat_map(|(_, table)| {
-            let flush = message(kind::DEL_RULE, *table).text(RULE_CHAIN, table.chain());
-            [flush, message(kind::DEL_CHAIN, *table).text(CHAIN_NAME, table.chain())]
-        });
+    pub(super) async fn remove_chains(&mut self, family: Family) -> Result<()> {
+        let rules = |table: Table, chain: &str, handle: Option<u64>| {
+            let names = [RuleAttribute::Table(table.name().into()), RuleAttribute::Chain(chain.into())];
+            let attributes = names.into_iter().chain(handle.map(RuleAttribute::Handle)).collect();
+            remove(number_of(family), NfTablesMessage::DeleteRule(RuleMessage { attributes }))
+        };
+        let chain = |table: Table| {
+            let attributes =
+                vec![ChainAttribute::Table(table.name().into()), ChainAttribute::Name(table.chain().into())];
+            remove(number_of(family), NfTablesMessage::DeleteChain(ChainMessage { attributes }))
+        };
+        let survey = self.survey().await?;
+        let calls = survey.calls.iter().filter(|(of, ..)| *of == family);
+        let calls = calls.map(|(_, table, handle)| rules(*table, table.caller(), Some(*handle)));
+        let chains = survey.chains.iter().filter(|(of, _)| *of == family);
+        let chains = chains.flat_map(|(_, table)| [rules(*table, table.chain(), None), chain(*table)]);
         let removals = calls.chain(chains).collect();
-        self.connection.commit(removals)
+        self.commit(removals).await
+    }
+
+    async fn commit(&mut self, changes: Vec<Change<Nfnetlink>>) -> Result<()> {
+        Ok(self.transactions.commit(changes).await?)
+    }
+}
+
+fn remove_table(family: u8, name: &str) -> Change<Nfnetlink> {
+    let attributes = vec![TableAttribute::Name(name.to_owned())];
+    remove(family, NfTablesMessage::DeleteTable(TableMessage { attributes }))
+}
+
+/// Takes in what was announced up to a transaction; where that cannot be had, everything is to be read anew.
+async fn catch_up(
+    ruleset: &mut Ruleset,
+    announcements: Option<&mut Announcements<Nfnetlink>>,
+    transaction: u32,
+) {
+    let Some(announcements) = announcements else { return ruleset.forget() };
+    while let Some(heard) = announcements.waiting() {
+        match heard {
+            Ok(datagram) => {
+                ruleset.hear(datagram);
+            }
+            Err(_) => ruleset.forget(),
+        }
+    }
+    while ruleset.has_to_hear_of(transaction) {
+        match tokio::time::timeout(TOLD_WITHIN, announcements.next()).await {
+            Ok(Ok(datagram)) => {
+                ruleset.hear(datagram);
+            }
+            _ => ruleset.forget(),
+        }
+    }
+}
+
+/// What a kernel has of a protocol that it may be built without.
+fn unless_unsupported<T>(opened: io::Result<T>) -> Result<Option<T>, Error> {
+    match opened.map_err(Error::Socket) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(error) if error.kind() == FaultKind::Unsupported => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -131,24 +232,21 @@ pub(super) async fn would_load(script: &str) -> bool {
 /// Reads what the guard has met. Apart from `Nft`, because it is read between two passes over the kernel; the connection is
 /// kept, because closing one can wait for the kernel's own cleaning.
 #[derive(Default)]
-pub struct GuardReader(Option<Connection>);
+pub struct GuardReader(Option<Socket<Nfnetlink>>);
 
 impl GuardReader {
     /// What the guard has dropped or counted; `None` without table, or with one that checks nothing.
-    pub fn counters(&mut self) -> Result<Option<GuardCounters>> {
-        self.ask(own_table::counters)
+    pub async fn counters(&mut self) -> Result<Option<GuardCounters>> {
+        Ok(own_table::counters(self.socket()?).await?)
     }
 
     /// Who was refused by the guard last, as far as it is remembered.
-    pub fn last_refused(&mut self) -> Result<Option<IpAddr>> {
-        self.ask(own_table::last_refused)
+    pub async fn last_refused(&mut self) -> Result<Option<IpAddr>> {
+        Ok(own_table::last_refused(self.socket()?).await?)
     }
 
-    /// A connection that failed is not used again.
-    fn ask<T>(&mut self, question: impl Fn(&mut Connection) -> Result<T>) -> Result<T> {
-        let mut connection = self.0.take().map_or_else(Connection::open, Ok)?;
-        let answer = question(&mut connection)?;
-        self.0 = Some(connection);
-        Ok(answer)
+    fn socket(&mut self) -> Result<&mut Socket<Nfnetlink>> {
+        let socket = self.0.take().map_or_else(Socket::open, Ok)?;
+        Ok(self.0.insert(socket))
     }
 }
