@@ -1,90 +1,107 @@
 //! The interfaces of this machine, for the choice of the external one.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::pin::Pin;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use futures_util::FutureExt as _;
-use futures_util::stream::{Stream, StreamExt as _, TryStreamExt as _};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
+use super::netlink::socket::{Announcements, Socket};
+use super::netlink::wire::{Error, Rtnetlink, parts};
 use super::netlink::{local_address, route_device};
 use crate::config::iface::{Address, Interface};
 
+/// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV6_IFADDR`.
+const GROUPS: [u32; 3] = [1, 5, 9];
+
 /// The kernel's announcements of addresses that come and go, and of interfaces that go.
 pub struct Changes {
-    messages: Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>,
-    /// The connection ends with its last handle.
-    _handle: Handle,
+    announcements: Announcements<Rtnetlink>,
+    /// What has been read and not told yet.
+    heard: VecDeque<Option<u32>>,
 }
 
 /// Subscribes to them.
 pub fn changes() -> Result<Changes> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-    let (connection, handle, messages) =
-        rtnetlink::new_multicast_connection(&groups).context("cannot subscribe to netlink events")?;
-    tokio::spawn(connection);
-    Ok(Changes { messages: Box::pin(messages.map(|(message, _)| message)), _handle: handle })
+    let announcements = Announcements::subscribe(&GROUPS).context("cannot subscribe to netlink events")?;
+    Ok(Changes { announcements, heard: VecDeque::new() })
 }
 
 impl Changes {
     /// The index of the next interface that something happened to; `None` if that cannot be told.
     pub async fn next(&mut self) -> Option<u32> {
-        use RouteNetlinkMessage as M;
         loop {
-            let Some(message) = self.messages.next().await else { return std::future::pending().await };
-            match message.payload {
-                NetlinkPayload::InnerMessage(M::NewAddress(address) | M::DelAddress(address)) => {
-                    return Some(address.header.index);
-                }
-                NetlinkPayload::InnerMessage(M::DelLink(link)) => return Some(link.header.index),
-                // Of a link that is there, its addresses are all that counts here.
-                NetlinkPayload::InnerMessage(_) => {}
+            if let Some(change) = self.heard.pop_front() {
+                return change;
+            }
+            match self.announcements.next().await {
+                Ok(datagram) => self.heard.extend(changes_in(datagram)),
                 // Announcements were lost.
-                _ => return None,
+                Err(_) => return None,
             }
         }
     }
 
     /// Forgets what has been announced until now.
     pub fn skip(&mut self) {
-        while let Some(Some(_)) = self.messages.next().now_or_never() {}
+        self.heard.clear();
+        while self.announcements.waiting().is_some() {}
     }
 }
 
+/// Interfaces that a datagram is about, as [`Changes::next`] tells of them.
+fn changes_in(datagram: &[u8]) -> impl Iterator<Item = Option<u32>> {
+    parts(datagram).filter_map(|part| match part.ok().and_then(|part| part.object::<Message>()) {
+        Some(Message::NewAddress(address) | Message::DelAddress(address)) => Some(Some(address.header.index)),
+        Some(Message::DelLink(link)) => Some(Some(link.header.index)),
+        // Of a link that is there, its addresses are all that counts here.
+        Some(_) => None,
+        None => Some(None),
+    })
+}
+
+fn ask() -> Result<Socket<Rtnetlink>> {
+    Socket::open().context("cannot open a netlink socket")
+}
+
 /// All interfaces with their addresses, by index.
-pub async fn list(handle: &Handle) -> Result<Vec<Interface>> {
-    let mut found = BTreeMap::new();
-    let mut links = handle.link().get().execute();
-    while let Some(link) = links.try_next().await.context("cannot list interfaces")? {
-        let mut interface = Interface {
-            index: link.header.index,
-            name: String::new(),
-            mtu: 0,
-            up: link.header.flags.contains(LinkFlags::Up),
-            addrs: Vec::new(),
-        };
-        for attribute in link.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => interface.name = name,
-                LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
-                _ => {}
-            }
+pub async fn list() -> Result<Vec<Interface>> {
+    let mut socket = ask()?;
+    let mut all = LinkMessage::default();
+    all.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let links = socket.list(&Message::GetLink(all)).await.context("cannot list interfaces")?;
+    let mut found: BTreeMap<u32, Interface> = links.into_iter().filter_map(interface).collect();
+    let all = Message::GetAddress(AddressMessage::default());
+    for message in socket.list(&all).await.context("cannot list addresses")? {
+        if let Message::NewAddress(message) = message
+            && let Some(interface) = found.get_mut(&message.header.index)
+        {
+            interface.addrs.extend(address(&message));
         }
-        found.insert(interface.index, interface);
-    }
-    let mut addresses = handle.address().get().execute();
-    while let Some(message) = addresses.try_next().await.context("cannot list addresses")? {
-        let Some(interface) = found.get_mut(&message.header.index) else { continue };
-        interface.addrs.extend(address(&message));
     }
     Ok(found.into_values().collect())
+}
+
+fn interface(message: Message) -> Option<(u32, Interface)> {
+    let Message::NewLink(link) = message else { return None };
+    let mut interface = Interface {
+        index: link.header.index,
+        name: String::new(),
+        mtu: 0,
+        up: link.header.flags.contains(LinkFlags::Up),
+        addrs: Vec::new(),
+    };
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name = name,
+            LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+            _ => {}
+        }
+    }
+    Some((interface.index, interface))
 }
 
 fn address(message: &AddressMessage) -> Option<Address> {
@@ -105,17 +122,14 @@ fn address(message: &AddressMessage) -> Option<Address> {
 }
 
 /// Index of the interface of the default route of the main table with the lowest metric, IPv4 before IPv6.
-pub async fn default_route(handle: &Handle) -> Result<Option<u32>> {
-    let filters =
-        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
-    for filter in filters {
-        let mut best: Option<(u32, u32)> = None;
-        let mut routes = std::pin::pin!(handle.route().get(filter).execute());
-        while let Some(route) = routes.try_next().await.context("cannot list routes")? {
-            if let Some(candidate) = default_candidate(&route) {
-                best = Some(best.map_or(candidate, |best| best.min(candidate)));
-            }
-        }
+pub async fn default_route() -> Result<Option<u32>> {
+    let mut socket = ask()?;
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut main = RouteMessage::default();
+        main.header.address_family = family;
+        main.header.table = RouteHeader::RT_TABLE_MAIN;
+        let routes = socket.list(&Message::GetRoute(main)).await.context("cannot list routes")?;
+        let best = routes.iter().filter_map(default_candidate).min();
         if let Some((_, index)) = best {
             return Ok(Some(index));
         }
@@ -123,7 +137,9 @@ pub async fn default_route(handle: &Handle) -> Result<Option<u32>> {
     Ok(None)
 }
 
-fn default_candidate(route: &RouteMessage) -> Option<(u32, u32)> {
+/// Metric and interface of a default route.
+fn default_candidate(message: &Message) -> Option<(u32, u32)> {
+    let Message::NewRoute(route) = message else { return None };
     let header = &route.header;
     if header.destination_prefix_length != 0
         || header.table != RouteHeader::RT_TABLE_MAIN
@@ -139,15 +155,19 @@ fn default_candidate(route: &RouteMessage) -> Option<(u32, u32)> {
 }
 
 /// Index of the interface that `address` is reached by; `None` when there is no route to it.
-pub async fn reaching(handle: &Handle, address: IpAddr) -> Option<u32> {
-    let request = match address {
-        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
-        IpAddr::V6(address) => {
-            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
-        }
+pub async fn reaching(address: IpAddr) -> Result<Option<u32>> {
+    let mut request = RouteMessage::default();
+    let (family, length) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
     };
-    let mut answers = std::pin::pin!(handle.route().get(request).execute());
-    // "Network is unreachable" is an answer too.
-    let route = answers.try_next().await.ok().flatten()?;
-    route_device(&route)
+    request.header.address_family = family;
+    request.header.destination_prefix_length = length;
+    request.attributes.push(RouteAttribute::Destination(address.into()));
+    match ask()?.find(&Message::GetRoute(request)).await {
+        Ok(Some(Message::NewRoute(route))) => Ok(route_device(&route)),
+        // "Network is unreachable" is an answer too.
+        Ok(_) | Err(Error::Refused(_)) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot look up the route to {address}")),
+    }
 }

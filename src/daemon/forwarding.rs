@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use encap::Family;
-use rtnetlink::Handle;
 use tokio::sync::mpsc;
 use tracing::info;
 
@@ -78,8 +77,9 @@ impl State {
 
 impl Forwarding {
     /// Opens device and socket and starts; the slot is the kernel side's end.
-    pub(super) async fn start(state: &State, tunnel: Tunnel, handle: Handle) -> Result<(TunSlot, Self)> {
+    pub(super) async fn start(state: &State, tunnel: Tunnel) -> Result<(TunSlot, Self)> {
         for name in &tunnel.transport.instead_of {
+            // It holds the name, the port and, were it to stay, the routes.
             let removed = netlink::remove_vxlan(name).await;
             if removed.with_context(|| format!("cannot remove the kernel's {name}"))? {
                 info!(name, "the kernel's VXLAN device made way for ours");
@@ -98,7 +98,7 @@ impl Forwarding {
         };
         let device = TunDevice::open(&tunnel.device, options)?;
         data_path.start(&device)?;
-        let gauges = Gauges::new(handle, device.index());
+        let gauges = Gauges::new(device.index());
         let (opened, openings) = mpsc::unbounded_channel();
         let (failed, failures) = mpsc::unbounded_channel();
         let slot = TunSlot { device: Some(device), options, opened, failed: failures };

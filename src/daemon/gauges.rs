@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use encap::SourceCheck;
 use prometheus::IntCounter;
-use rtnetlink::Handle;
 use tracing::warn;
 
 use super::data_path::DataPath;
@@ -19,7 +18,6 @@ use encap::offload::Features;
 
 /// Last readings.
 pub(super) struct Gauges {
-    handle: Handle,
     tunnel: u32,
     tunnel_drops: u64,
     socket_drops: u64,
@@ -28,9 +26,8 @@ pub(super) struct Gauges {
 }
 
 impl Gauges {
-    pub(super) fn new(handle: Handle, tunnel: u32) -> Self {
+    pub(super) fn new(tunnel: u32) -> Self {
         Self {
-            handle,
             tunnel,
             tunnel_drops: 0,
             socket_drops: 0,
@@ -50,7 +47,7 @@ impl Gauges {
         if let Some(now) = data_path.overflows() {
             Metrics::follow(&state.metrics.socket_overflows, &mut self.socket_drops, now);
         }
-        if let Some(now) = netlink::queue_drops(&self.handle, self.tunnel).await {
+        if let Some(now) = netlink::queue_drops(self.tunnel).await {
             Metrics::follow(&state.metrics.tunnel_overflows, &mut self.tunnel_drops, now);
         }
         let failed = state.shared.offloads.failed();

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use rtnetlink::Handle;
 
 use crate::adapter::interfaces;
 use crate::config::DaemonArgs;
@@ -16,14 +15,10 @@ pub(super) fn asked_for(args: &DaemonArgs) -> bool {
 }
 
 /// Chooses it; `facts` are those of our own Node, where they are known.
-pub(super) async fn external(
-    args: &DaemonArgs,
-    handle: &Handle,
-    facts: Option<&NodeFacts>,
-) -> Result<ExternalInterface> {
-    let interfaces = interfaces::list(handle).await?;
+pub(super) async fn external(args: &DaemonArgs, facts: Option<&NodeFacts>) -> Result<ExternalInterface> {
+    let interfaces = interfaces::list().await?;
     let can_reach = match args.iface_can_reach {
-        Some(address) => Some((address, interfaces::reaching(handle, address).await)),
+        Some(address) => Some((address, interfaces::reaching(address).await?)),
         None => None,
     };
     let annotation = |value: Option<&String>| value.and_then(|text| text.trim().parse::<IpAddr>().ok());
@@ -43,7 +38,7 @@ pub(super) async fn external(
         public_ip6: forced_v6.or(args.public_ipv6),
         annotated: &annotated,
         internal_ips: facts.map_or(&[], |facts| facts.internal_ips.as_slice()),
-        default_route: interfaces::default_route(handle).await?,
+        default_route: interfaces::default_route().await?,
     };
     Ok(choose(&interfaces, &wish)?)
 }

@@ -37,7 +37,7 @@ use self::state::State;
 use crate::adapter::firewall::Firewall;
 use crate::adapter::kube::{KubeNodes, KubePods};
 use crate::adapter::lock::RunLock;
-use crate::adapter::netlink::{self, LinuxKernel};
+use crate::adapter::netlink::LinuxKernel;
 use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::tasks::{self, Cause, Ends, Tasks};
 use crate::adapter::{control, file, http, sysctl};
@@ -182,21 +182,20 @@ async fn told_to_stop() -> Result<()> {
 
 /// From the first lease to the end.
 async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + 'static) -> Result<()> {
-    let handle = netlink::connect()?;
     // What can be refused without knowing the own lease is refused at once.
     if interface::asked_for(&state.args) {
-        interface::external(&state.args, &handle, None).await?;
+        interface::external(&state.args, None).await?;
     }
     while !state.has_own_lease() {
         state.absorb(leases.next().await);
     }
     let facts = state.snapshot().own_facts.clone();
-    let external = interface::external(&state.args, &handle, facts.as_deref()).await?;
+    let external = interface::external(&state.args, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
     state.backend.check_interface(&external, &state.conf.networks())?;
     let (slot, mut forwarding) = match state.tunnel(&external)? {
         Some(tunnel) => {
-            let (slot, forwarding) = Forwarding::start(state, tunnel, handle.clone()).await?;
+            let (slot, forwarding) = Forwarding::start(state, tunnel).await?;
             (Some(slot), Some(forwarding))
         }
         None => (None, None),
@@ -213,7 +212,7 @@ async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + '
     let kernel = LinuxKernel::new(firewall, slot)?;
     state.set_external(external);
     let (moved, mut moves) = mpsc::unbounded_channel();
-    tasks.spawn("interface", roaming::roam(state.clone(), handle, moved));
+    tasks.spawn("interface", roaming::roam(state.clone(), moved));
     tasks.spawn("kernel", program(state.clone(), kernel));
     tasks.spawn("table", pace::adopt(state.clone()));
     // A task of its own: a source that is asked anew after every other event would lose its place, and its many events

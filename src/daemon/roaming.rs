@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use encap::Family;
-use rtnetlink::Handle;
 use tokio::sync::mpsc;
 use tracing::info;
 
@@ -27,15 +26,11 @@ const RETRY: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The kernel does not announce changes of addresses.
-pub(super) async fn roam(
-    state: Rc<State>,
-    handle: Handle,
-    moved: mpsc::UnboundedSender<ExternalInterface>,
-) -> Result<()> {
+pub(super) async fn roam(state: Rc<State>, moved: mpsc::UnboundedSender<ExternalInterface>) -> Result<()> {
     let mut changes = interfaces::changes().context("cannot follow the node's addresses")?;
     while !moved.is_closed() {
         wait(&mut changes, &state).await;
-        let looked = look(&state, &handle).await;
+        let looked = look(&state).await;
         let trouble = match looked {
             Ok(None) => None,
             Ok(Some(external)) => {
@@ -69,22 +64,22 @@ async fn wait(changes: &mut Changes, state: &State) {
 }
 
 /// What to use in place of the present interface, if that cannot be used any more.
-async fn look(state: &State, handle: &Handle) -> Result<Option<ExternalInterface>> {
+async fn look(state: &State) -> Result<Option<ExternalInterface>> {
     let Some(now) = state.external.borrow().clone() else { return Ok(None) };
     let families: Vec<Family> =
         state.conf.networks().iter().map(|network| Family::of(network.addr())).collect();
-    let interfaces = interfaces::list(handle).await?;
+    let interfaces = interfaces::list().await?;
     if holds(&interfaces, &now, &families) {
         return Ok(None);
     }
     if !interfaces.iter().any(|interface| interface.index == now.index && interface.has_address()) {
         tokio::time::sleep(PATIENCE).await;
-        if holds(&interfaces::list(handle).await?, &now, &families) {
+        if holds(&interfaces::list().await?, &now, &families) {
             return Ok(None);
         }
     }
     let facts = state.snapshot().own_facts.clone();
-    let next = interface::external(&state.args, handle, facts.as_deref()).await?;
+    let next = interface::external(&state.args, facts.as_deref()).await?;
     state.backend.check_interface(&next, &state.conf.networks())?;
     next.address().context("no interface has an address")?;
     Ok(Some(next))

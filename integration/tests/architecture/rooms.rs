@@ -62,7 +62,7 @@ pub(crate) const ROOMS: [Room; 18] = [
         &["anyhow", "dashmap", "encap", "prometheus", "tracing", "tracing_subscriber"],
     ),
     Room { name: "adapter", not: &[], crates: None },
-    // Wiring. In the daemon `prometheus` and `rtnetlink` are leftovers, which belong to telemetry and the adapters.
+    // Wiring. In the daemon `prometheus` is a leftover, which belongs to telemetry.
     // The daemon and its clients know each other by what `view` says, and by nothing else.
     room(
         "daemon",
@@ -76,7 +76,6 @@ pub(crate) const ROOMS: [Room; 18] = [
             "http",
             "jiff",
             "prometheus",
-            "rtnetlink",
             "sd_notify",
             "serde",
             "serde_json",

@@ -17,12 +17,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures_util::stream::TryStreamExt as _;
+use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
-use rtnetlink::Handle;
 use tokio::sync::mpsc;
 
 use self::events::Events;
@@ -284,16 +283,12 @@ pub async fn survey(watched: &Watched) -> Result<Observed> {
     Ok(observed)
 }
 
-/// Opens a connection to rtnetlink.
-pub fn connect() -> Result<Handle> {
-    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
-    tokio::spawn(connection);
-    Ok(handle)
-}
-
 /// Packets that the kernel dropped because the queue of device `index` was full, since the device was made.
-pub async fn queue_drops(handle: &Handle, index: u32) -> Option<u64> {
-    let link = handle.link().get().match_index(index).execute().try_next().await.ok()??;
+pub async fn queue_drops(index: u32) -> Option<u64> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    let answer = Rtnl::open().ok()?.find(&Message::GetLink(request)).await.ok()?;
+    let Some(Message::NewLink(link)) = answer else { return None };
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
         _ => None,
