@@ -6,7 +6,7 @@
 //! | floor | modules | may do |
 //! | --- | --- | --- |
 //! | 0 | the `encap` crate | nothing but compute: `no_std`, no clock, no socket |
-//! | 1 | [`config`], [`backend`], [`cni`], [`lease`], [`plan`], [`report`], [`view`] | pure functions and values |
+//! | 1 | [`config`], [`backend`], [`cni`], [`lease`], [`plan`], [`report`], [`tables`], [`view`] | pure functions and values |
 //! | 2 | [`ports`] | the traits between the pure half and the machine |
 //! | 3 | [`dataplane`], [`reconcile`] | loops, generic over ports |
 //! | 4 | [`adapter`], [`telemetry`] | every system call, socket, exec and HTTP call |
@@ -30,6 +30,7 @@ pub mod plugin;
 pub mod ports;
 pub mod reconcile;
 pub mod report;
+pub mod tables;
 pub mod telemetry;
 pub mod view;
 

@@ -19,7 +19,7 @@ const fn room(name: &'static str, not: &'static [&'static str], crates: &'static
 }
 
 /// Lower floors first. Below all of them is the crate `encap`.
-pub(crate) const ROOMS: [Room; 18] = [
+pub(crate) const ROOMS: [Room; 19] = [
     // Pure: no clock, no file, no socket, no runtime.
     room(
         "config",
@@ -44,6 +44,8 @@ pub(crate) const ROOMS: [Room; 18] = [
             "thiserror",
         ],
     ),
+    // Tables of nftables, whoever owns them: the daemon's and those of the plugins.
+    room("tables", &["config", "report", "view", "backend", "lease"], &["encap"]),
     room("plan", &[], &["encap", "serde", "sha2", "thiserror"]),
     room(
         "cni",
