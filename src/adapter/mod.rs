@@ -18,7 +18,7 @@ mod iptables;
 pub mod kube;
 pub mod lock;
 pub mod netlink;
-mod nft;
+pub mod nft;
 pub mod nodes_file;
 pub mod packet;
 mod program;

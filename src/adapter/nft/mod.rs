@@ -5,6 +5,7 @@ mod own_table;
 mod rule;
 mod ruleset;
 mod survey;
+pub mod tables;
 
 use std::io;
 use std::net::IpAddr;

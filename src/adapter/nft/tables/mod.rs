@@ -1,0 +1,133 @@
+//! Typed tables as transactions of netlink, octet for octet what `nft` makes of the same text.
+//!
+//! The daemon and the CNI plugins both write their tables by it, so it knows neither runtime nor daemon.
+
+mod expression;
+mod set;
+mod userdata;
+
+use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Hook, HookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
+    TableAttribute, TableFlags, TableMessage,
+};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+
+use crate::adapter::netlink::wire::{Change, Nfnetlink};
+use crate::tables::{Base, Chain, ElementChange, Rule, Table, TableName, expressions};
+
+/// `NFTA_OBJ_*`.
+mod object {
+    pub(super) const TABLE: u16 = 1;
+    pub(super) const NAME: u16 = 2;
+    pub(super) const KIND: u16 = 3;
+    pub(super) const DATA: u16 = 4;
+}
+
+/// `NFT_OBJECT_COUNTER`.
+const COUNTER: u32 = 1;
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 1 << 15;
+
+/// Puts a table in force, whatever was there under its name.
+pub fn put(table: &Table) -> Vec<Change<Nfnetlink>> {
+    let mut changes = drop(table.name);
+    changes.push(new_table(table.name, table.comment));
+    // Rules and verdict maps may name any chain, maps and rules any set.
+    changes.extend(table.chains.iter().map(|chain| new_chain(table.name, chain)));
+    changes.extend(table.counters.iter().map(|counter| new_counter(table.name, counter)));
+    let sets = || table.sets.iter().zip(1..);
+    changes.extend(sets().map(|(set, id)| set::new(table.name, set, id)));
+    changes.extend(sets().flat_map(|(set, _)| set::filled(table.name, set)));
+    for chain in &table.chains {
+        changes.extend(chain.rules.iter().map(|rule| new_rule(table.name, &chain.name, rule)));
+    }
+    changes
+}
+
+/// Removes a table, if there is one.
+pub fn drop(table: TableName) -> Vec<Change<Nfnetlink>> {
+    // What has just been made can always be removed.
+    let attributes = vec![TableAttribute::Name(table.name.to_owned())];
+    let removal = NfTablesMessage::DeleteTable(TableMessage { attributes });
+    vec![new_table(table, None), change(table, 0, removal)]
+}
+
+/// Changes elements of a table's sets, of such as have no ranges.
+pub fn change_elements(wanted: &ElementChange) -> Vec<Change<Nfnetlink>> {
+    let removed = set::elements(wanted.table, &wanted.removed, true);
+    removed.chain(set::elements(wanted.table, &wanted.added, false)).collect()
+}
+
+fn new_table(table: TableName, comment: Option<&str>) -> Change<Nfnetlink> {
+    let mut attributes =
+        vec![TableAttribute::Name(table.name.to_owned()), TableAttribute::Flags(TableFlags::empty())];
+    attributes.extend(comment.map(|comment| TableAttribute::UserData(userdata::comment(comment))));
+    change(table, NLM_F_CREATE, NfTablesMessage::NewTable(TableMessage { attributes }))
+}
+
+fn new_chain(table: TableName, chain: &Chain) -> Change<Nfnetlink> {
+    let mut attributes =
+        vec![ChainAttribute::Table(table.name.to_owned()), ChainAttribute::Name(chain.name.clone())];
+    if let Some(Base { kind, hook, priority, policy }) = chain.base {
+        let place =
+            vec![Hook::Number(HookNumber::Other(hook as u32)), Hook::Priority(priority.cast_unsigned())];
+        attributes.extend([
+            ChainAttribute::Type(kind.as_str().to_owned()),
+            ChainAttribute::Policy(policy as u32),
+            ChainAttribute::Hook(place),
+        ]);
+    }
+    attributes.extend(chain.comment.map(|comment| ChainAttribute::UserData(userdata::comment(comment))));
+    change(table, NLM_F_CREATE, NfTablesMessage::NewChain(ChainMessage { attributes }))
+}
+
+fn new_counter(table: TableName, name: &str) -> Change<Nfnetlink> {
+    let attributes = vec![
+        text(object::TABLE, table.name),
+        text(object::NAME, name),
+        number(object::KIND, COUNTER),
+        nested(object::DATA, &[]),
+    ];
+    change(table, NLM_F_CREATE, NfTablesMessage::NewObject(attributes))
+}
+
+fn new_rule(table: TableName, chain: &str, rule: &Rule) -> Change<Nfnetlink> {
+    let expressions = expressions(table.family, rule).iter().map(expression::attribute).collect();
+    let mut attributes = vec![
+        RuleAttribute::Table(table.name.to_owned()),
+        RuleAttribute::Chain(chain.to_owned()),
+        RuleAttribute::Expressions(expressions),
+    ];
+    attributes.extend(rule.comment.map(|comment| RuleAttribute::UserData(userdata::comment(comment))));
+    change(table, NLM_F_CREATE | NLM_F_APPEND, NfTablesMessage::NewRule(RuleMessage { attributes }))
+}
+
+fn change(table: TableName, flags: u16, message: NfTablesMessage) -> Change<Nfnetlink> {
+    let family = NetfilterProtoFamily::from(table.family.number());
+    (NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message), flags)
+}
+
+/// An attribute that is a number of 32 bits.
+fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().to_vec())
+}
+
+/// An attribute that is a number of 64 bits.
+fn number64(kind: u16, value: u64) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().to_vec())
+}
+
+/// An attribute that is text.
+fn text(kind: u16, value: &str) -> DefaultNla {
+    DefaultNla::new(kind, [value.as_bytes(), b"\0"].concat())
+}
+
+/// An attribute that holds others.
+fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
+    use netlink_packet_core::Emitable as _;
+    let mut value = vec![0; inner.buffer_len()];
+    inner.emit(&mut value);
+    DefaultNla::new(kind | NESTED, value)
+}
