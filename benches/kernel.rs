@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use loden::adapter::firewall::Firewall as Rules;
-use loden::adapter::netlink::LinuxKernel;
+use loden::adapter::kernel::LinuxKernel;
 use loden::backend::{Backend, Choice};
 use loden::config::netconf::NetConf;
 use loden::lease::{Annotations, ByFamily, IndexConfig, LeaseIndex, NodeFacts, OwnLease, fib};

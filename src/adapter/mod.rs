@@ -15,6 +15,7 @@ pub mod firewall;
 pub mod http;
 pub mod interfaces;
 mod iptables;
+pub mod kernel;
 pub mod kube;
 pub mod lock;
 pub mod netlink;

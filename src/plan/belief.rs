@@ -13,12 +13,12 @@
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::{BitOr, BitOrAssign};
 
 use encap::MacAddr;
 
-use super::{Device, Hop, Observed, Op, Route, RouteKey};
+use super::{Device, Observed, Op, Route, RouteKey};
 
 /// Those parts of what is observed that have thousands of entries. All else is few and read each time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -210,51 +210,7 @@ impl Belief {
     /// Notes a step that was carried out. After a change of a device or an address everything is doubtful: the kernel
     /// takes routes and entries along without a word.
     pub fn note(&mut self, op: &Op) {
-        let known = &mut self.observed;
-        match *op {
-            Op::PutFdb { device, mac, to, .. } => {
-                let (least, most) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into());
-                let all = known.fdb.range((device, mac, least)..=(device, mac, most));
-                let others: Vec<_> = all.copied().collect();
-                match others[..] {
-                    [] => {}
-                    [other] => drop(known.fdb.remove(&other)),
-                    _ => return self.doubt(Parts::FDB),
-                }
-                known.fdb.insert((device, mac, to));
-            }
-            Op::RemoveFdb { device, mac, to } => drop(known.fdb.remove(&(device, mac, to))),
-            Op::PutNeighbour { device, ip, mac, .. } => {
-                known.neighbours.insert((device, ip), mac);
-            }
-            Op::RemoveNeighbour { device, ip } => drop(known.neighbours.remove(&(device, ip))),
-            Op::PutRoute { key, route, replace, .. } => {
-                let all = known.routes.entry(key).or_default();
-                // The kernel replaces the first of several, whichever that is.
-                let replaced = all.len() == 1 && replace && all.iter().all(|only| only.hop != Hop::Other);
-                if !all.is_empty() && !replaced {
-                    return self.doubt(Parts::ROUTES);
-                }
-                *all = BTreeSet::from([route]);
-            }
-            Op::RemoveRoute { key, route } => {
-                let Some(all) = known.routes.get_mut(&key) else { return };
-                // Of several the kernel may have meant another.
-                if all.len() > 1 {
-                    return self.doubt(Parts::ROUTES);
-                }
-                all.remove(&route);
-                if all.is_empty() {
-                    known.routes.remove(&key);
-                }
-            }
-            Op::RemoveLink { .. }
-            | Op::CreateLink { .. }
-            | Op::SetLink { .. }
-            | Op::AddAddress { .. }
-            | Op::RemoveAddress { .. } => self.doubt(Parts::ALL),
-            // What stands there is known by digest, and read each time.
-            Op::Firewall(_) => {}
-        }
+        let doubtful = op.note(&mut self.observed);
+        self.doubt(doubtful);
     }
 }

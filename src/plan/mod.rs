@@ -14,7 +14,7 @@ mod host;
 mod intent;
 #[cfg(test)]
 pub(crate) mod model;
-mod object;
+pub mod object;
 mod observed;
 mod op;
 pub mod verify;
@@ -27,9 +27,8 @@ pub use desired::{Desired, PlanError, desired};
 pub use diff::diff;
 pub use host::HostFacts;
 pub use intent::{ALIAS, Intent, Vtep};
-pub use object::{
-    BLACKHOLE_METRIC, Device, Hop, LinkKind, LinkSpec, LinkState, Object, ROUTE_PROTOCOL, Route, RouteKey,
-    Vxlan, Wanted,
-};
+pub use object::link::{LinkChange, LinkKind, LinkSpec, LinkState, Vxlan};
+pub use object::route::{BLACKHOLE_METRIC, Hop, ROUTE_PROTOCOL, Route, RouteKey};
+pub use object::{Device, Object, Stage, Wanted};
 pub use observed::{Observed, Watched};
-pub use op::{LinkChange, Op, Stage};
+pub use op::Op;

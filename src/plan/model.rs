@@ -2,8 +2,9 @@
 
 use encap::Family;
 
-use super::diff::state_when_made;
 use super::firewall::{FirewallOp, Held, HeldGuard};
+use super::object::link::state_when_made;
+use super::object::{address, fdb, link, neighbour, route};
 use super::{Device, Hop, LinkChange, Observed, Op, Stage};
 
 /// The alias it gives.
@@ -18,37 +19,39 @@ pub(crate) fn apply(state: &mut Observed, op: &Op) {
         link(state, device);
     }
     match op {
-        Op::RemoveLink { name } => {
+        Op::Link(link::Step::Remove { name }) => {
             if !state.leftovers.remove(name) {
                 let tunnel = Device::Tunnel(Family::V4);
                 assert!(state.links.remove(&tunnel).is_some(), "ENODEV");
                 wipe(state, tunnel);
             }
         }
-        Op::CreateLink { device, spec } => {
+        Op::Link(link::Step::Create { device, spec }) => {
             assert!(!state.links.contains_key(device), "EEXIST");
             state.links.insert(*device, state_when_made(&spec.kind, spec.mtu));
         }
-        Op::SetLink { device, change } => set(state, *device, *change),
-        Op::AddAddress { device, address } => {
+        Op::Link(link::Step::Set { device, change }) => set(state, *device, *change),
+        Op::Address(address::Step::Add { device, address }) => {
             assert!(state.addresses.insert((*device, address.addr(), address.len())), "EEXIST");
         }
-        Op::RemoveAddress { device, address, len } => {
+        Op::Address(address::Step::Remove { device, address, len }) => {
             assert!(state.addresses.remove(&(*device, *address, *len)), "EADDRNOTAVAIL");
         }
-        Op::PutFdb { device, mac, to, .. } => {
+        Op::Fdb(fdb::Step::Put { device, mac, to, .. }) => {
             state.fdb.retain(|(on, address, _)| (on, address) != (device, mac));
             state.fdb.insert((*device, *mac, *to));
         }
-        Op::RemoveFdb { device, mac, to } => assert!(state.fdb.remove(&(*device, *mac, *to)), "ENOENT"),
-        Op::PutNeighbour { device, ip, mac, .. } => {
+        Op::Fdb(fdb::Step::Remove { device, mac, to }) => {
+            assert!(state.fdb.remove(&(*device, *mac, *to)), "ENOENT");
+        }
+        Op::Neighbour(neighbour::Step::Put { device, ip, mac, .. }) => {
             assert!(state.links[device].up, "ENETDOWN");
             state.neighbours.insert((*device, *ip), *mac);
         }
-        Op::RemoveNeighbour { device, ip } => {
+        Op::Neighbour(neighbour::Step::Remove { device, ip }) => {
             assert!(state.neighbours.remove(&(*device, *ip)).is_some(), "ENOENT");
         }
-        Op::PutRoute { key, route, replace, .. } => {
+        Op::Route(route::Step::Put { key, route, replace, .. }) => {
             if let Hop::Gateway { via, device, onlink: true } = route.hop {
                 assert!(state.links[&device].up, "ENETDOWN");
                 let mac = state.neighbours.get(&(device, via)).expect("a route before its neighbour");
@@ -63,7 +66,7 @@ pub(crate) fn apply(state: &mut Observed, op: &Op) {
             all.pop_first();
             all.insert(*route);
         }
-        Op::RemoveRoute { key, route } => {
+        Op::Route(route::Step::Remove { key, route }) => {
             // It may have been the one that a new route took the place of; the adapter lets that pass.
             state.routes.entry(*key).or_default().remove(route);
         }

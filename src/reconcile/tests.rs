@@ -7,6 +7,7 @@ use encap::Family;
 
 use super::*;
 use crate::plan::firewall::{Guard, Senders};
+use crate::plan::object::address;
 use crate::plan::{Belief, Device, LinkState, Observed, Op, Parts, Watched, model};
 use crate::ports::{KernelError, Seen};
 use crate::report::{Code, Severity};
@@ -217,7 +218,9 @@ fn each_step_that_fails_has_the_code_that_belongs_to_it() {
     intent.firewall.guard =
         Some(Guard { port: 8472, senders: Senders::new(std::iter::empty()), untracked: true, check: None });
     let (_sender, goals) = watch::channel(Some(Arc::new(intent)));
-    world.refuse(|op| op.failure() != Code::KernelFailing || matches!(op, Op::AddAddress { .. }));
+    world.refuse(|op| {
+        op.failure() != Code::KernelFailing || matches!(op, Op::Address(address::Step::Add { .. }))
+    });
     let codes = |pass: &Pass| pass.concerns.iter().map(|concern| concern.code).collect::<Vec<_>>();
     let passes = watch_passes(&world, goals, codes, settle());
     assert_eq!(passes[0], [Code::TunnelUnguarded, Code::KernelWarning, Code::KernelFailing]);

@@ -28,7 +28,7 @@ const NETCONF: u16 = 80;
 const ALL_DEVICES: u32 = u32::MAX;
 
 /// The kernel's announcements.
-pub(super) struct Events {
+pub(in crate::adapter) struct Events {
     announcements: Announcements<Rtnetlink>,
     /// Changes with this mark are our own.
     own: u32,
@@ -47,7 +47,7 @@ enum Concern {
 }
 
 impl Events {
-    pub(super) fn subscribe(own: u32) -> Result<Self> {
+    pub(in crate::adapter) fn subscribe(own: u32) -> Result<Self> {
         let announcements =
             Announcements::subscribe(&GROUPS).context("cannot subscribe to netlink events")?;
         Ok(Self { announcements, own, news: false })
@@ -55,7 +55,7 @@ impl Events {
 
     /// Waits for somebody else's change to something of interest that is not believed already. Announcements that were
     /// lost count as one.
-    pub(super) async fn changed(
+    pub(in crate::adapter) async fn changed(
         &mut self,
         watched: Option<&Watched>,
         indices: &Indices,
@@ -73,7 +73,7 @@ impl Events {
     }
 
     /// Hears what has been announced until now; a look follows.
-    pub(super) fn catch_up(&mut self, watched: &Watched, indices: &Indices, belief: &mut Belief) {
+    pub(in crate::adapter) fn catch_up(&mut self, watched: &Watched, indices: &Indices, belief: &mut Belief) {
         while let Some(heard) = self.announcements.waiting() {
             match heard {
                 Ok(datagram) => {
@@ -87,7 +87,12 @@ impl Events {
 
     /// What has been announced while everything was read may be older than what was read, or newer: its part is to be
     /// read once more.
-    pub(super) fn meanwhile(&mut self, watched: &Watched, indices: &Indices, belief: &mut Belief) {
+    pub(in crate::adapter) fn meanwhile(
+        &mut self,
+        watched: &Watched,
+        indices: &Indices,
+        belief: &mut Belief,
+    ) {
         while let Some(heard) = self.announcements.waiting() {
             let mut doubtful = Parts::NONE;
             match heard {

@@ -12,7 +12,7 @@ use crate::plan::{Device, LinkState, Observed, Parts, Watched};
 
 /// Looks at devices, their addresses and settings. `held` is the index of the TUN device that this process holds, where
 /// it is to hold one: another of the same name is none of ours.
-pub(super) async fn devices(
+pub(in crate::adapter) async fn devices(
     rtnl: &mut Rtnl,
     watched: &Watched,
     held: Option<Option<u32>>,
@@ -58,7 +58,7 @@ async fn links(
 }
 
 /// Looks at what is on the devices that were found.
-pub(super) async fn entries(
+pub(in crate::adapter) async fn entries(
     rtnl: &mut Rtnl,
     parts: Parts,
     indices: &Indices,

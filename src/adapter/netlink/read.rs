@@ -26,7 +26,7 @@ use crate::plan::{Device, Hop, LinkState, Observed, ROUTE_PROTOCOL, Route, Route
 const PERMANENT: u16 = 0x80;
 
 /// Indices of the devices that are there.
-pub(super) type Indices = BTreeMap<Device, u32>;
+pub(in crate::adapter) type Indices = BTreeMap<Device, u32>;
 
 /// A link by index.
 pub(super) async fn link_by_index(rtnl: &mut Rtnl, index: u32) -> Result<Option<LinkState>, Error> {
@@ -36,7 +36,10 @@ pub(super) async fn link_by_index(rtnl: &mut Rtnl, index: u32) -> Result<Option<
 }
 
 /// A link by name.
-pub(super) async fn link_by_name(rtnl: &mut Rtnl, name: &str) -> Result<Option<LinkState>, Error> {
+pub(in crate::adapter) async fn link_by_name(
+    rtnl: &mut Rtnl,
+    name: &str,
+) -> Result<Option<LinkState>, Error> {
     let mut request = link_request();
     request.attributes.push(LinkAttribute::IfName(name.to_owned()));
     Ok(link(rtnl, request).await?.map(|(_, state)| state))

@@ -1,13 +1,14 @@
 //! What is believed has to be what the model of the kernel holds, whatever happens to it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use encap::{Family, Prefix};
 use proptest::prelude::*;
 
 use super::*;
 use crate::plan::diff::tests::{bare, kernels, peers, want};
-use crate::plan::{Desired, diff, model};
+use crate::plan::{Desired, Hop, diff, model};
 
 const V4: Device = Device::Tunnel(Family::V4);
 

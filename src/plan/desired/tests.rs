@@ -4,6 +4,7 @@ use super::*;
 use crate::backend;
 use crate::lease::{ByFamily, LodenCaps};
 use crate::plan::firewall::Manager;
+use crate::plan::object::{Step as _, route};
 use crate::plan::{LinkState, Vtep, diff};
 
 const V4: Device = Device::Tunnel(Family::V4);
@@ -92,9 +93,8 @@ pub(crate) fn bare(mtu: u32) -> Observed {
 /// Routes as `ip route` would print them.
 fn routes(intent: &Intent, desired: &Desired) -> Vec<String> {
     let op = |(key, wanted): (&RouteKey, &Wanted<Route>)| {
-        let op =
-            crate::plan::Op::PutRoute { key: *key, route: wanted.value, replace: true, peer: wanted.peer };
-        op.describe(&intent.watched()).replace("add route ", "")
+        let put = route::Step::Put { key: *key, route: wanted.value, replace: true, peer: wanted.peer };
+        put.describe(&intent.watched()).replace("add route ", "")
     };
     desired.routes.iter().map(op).collect()
 }

@@ -10,7 +10,9 @@ use super::*;
 use crate::lease::ByFamily;
 use crate::plan::firewall::{Firewall, Manager};
 use crate::plan::model::{apply, wipe};
-use crate::plan::{Hop, Stage, Wanted};
+use crate::plan::{
+    Hop, LinkKind, LinkSpec, LinkState, ROUTE_PROTOCOL, Route, RouteKey, Stage, Vxlan, Wanted,
+};
 
 const V4: Device = Device::Tunnel(Family::V4);
 const LOCAL: &str = "192.168.77.1";
@@ -166,7 +168,7 @@ proptest! {
         let want = want(&peers);
         let mut state = before.clone();
         let ops = diff(&want, &state);
-        let remade = ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
+        let remade = ops.iter().any(|op| matches!(op, Op::Link(link::Step::Create { .. })));
         for op in &ops {
             apply(&mut state, op);
         }
@@ -226,8 +228,13 @@ fn flannels_leftovers_are_taken_over_or_removed_and_others_are_not() {
     assert_eq!(
         ops,
         [
-            Op::PutRoute { key: key(2), route: Route::ours(onlink(2)), replace: true, peer: Some(PeerId(2)) },
-            Op::RemoveRoute { key: key(3), route: boot(onlink(3)) },
+            Op::Route(route::Step::Put {
+                key: key(2),
+                route: Route::ours(onlink(2)),
+                replace: true,
+                peer: Some(PeerId(2))
+            }),
+            Op::Route(route::Step::Remove { key: key(3), route: boot(onlink(3)) }),
         ]
     );
 }
@@ -245,9 +252,9 @@ fn another_ipv6_source_makes_the_device_anew_and_another_ipv4_source_does_not() 
         let mut state = bare();
         diff(&with(old), &state).iter().for_each(|op| apply(&mut state, op));
         let ops = diff(&with(new), &state);
-        let is_made = ops.iter().any(|op| matches!(op, Op::CreateLink { .. }));
+        let is_made = ops.iter().any(|op| matches!(op, Op::Link(link::Step::Create { .. })));
         let is_changed = ops.iter().any(|op| {
-            matches!(op, Op::SetLink { change: LinkChange::Underlay { local, .. }, .. } if *local == ip(new))
+            matches!(op, Op::Link(link::Step::Set { change: LinkChange::Underlay { local, .. }, .. }) if *local == ip(new))
         });
         assert_eq!((is_made, is_changed), (anew, !anew), "{ops:?}");
     }
