@@ -2,20 +2,21 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::state::State;
 use crate::report::{Board, Code, Concern, Level, Line, Readiness, Subject};
 
 /// How often what waits for its time is looked at.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What is wrong now. Whatever is raised and cleared here goes to the log as well, as far as it is news.
-#[derive(Default)]
-pub(super) struct Concerns(RefCell<Board>);
+/// What is wrong now. Whatever is raised and cleared here goes to the log as well, as far as it is news. Clones share the
+/// board.
+#[derive(Clone, Default)]
+pub(super) struct Concerns(Rc<RefCell<Board>>);
 
 impl Concerns {
     /// See [`Board::raise`].
@@ -89,10 +90,10 @@ impl Concerns {
 }
 
 /// Tells what waits for its time, for good.
-pub(super) async fn tick(state: Rc<State>) {
+pub(super) async fn tick(concerns: Concerns) -> Infallible {
     loop {
         tokio::time::sleep(TICK).await;
-        state.concerns.change(Board::tick);
+        concerns.change(Board::tick);
     }
 }
 

@@ -22,7 +22,7 @@ impl State {
         if self.external.replace(Some(external)).is_none() {
             self.vtep.set(self.vteps());
         }
-        let change = self.index.borrow_mut().set_own_addresses(&own);
+        let change = self.spine.set_own_addresses(&own);
         self.adopt(&change);
         self.publish_goal();
     }
@@ -30,7 +30,7 @@ impl State {
     /// Our own Node is read once, at the start: afterwards the device that is in force decides, and whoever writes
     /// something else there is corrected.
     pub(super) fn vteps(&self) -> ByFamily<Vtep> {
-        let facts = self.snapshot().own_facts.clone();
+        let facts = self.spine.own_facts();
         let published = facts.as_ref().map(|facts| facts.annotations.vtep_macs()).unwrap_or_default();
         let uid = facts.as_ref().map(|facts| facts.uid.as_str()).filter(|uid| !uid.is_empty());
         ByFamily::of(|family| {
@@ -54,11 +54,11 @@ impl State {
     }
 
     fn intent(&self) -> Option<Intent> {
-        let (own, external) = (self.own.borrow(), self.external.borrow());
+        let (own, external) = (self.spine.own_prefixes(), self.external.borrow());
         let external = external.as_ref().filter(|_| !own.is_empty())?;
         // What goes through this process is looked up there: to the kernel all peers are one device.
         let peers =
-            if self.backend.kernel_knows_peers() { self.snapshot().peers.clone() } else { Vec::new() };
+            if self.backend.kernel_knows_peers() { self.spine.snapshot().peers.clone() } else { Vec::new() };
         Some(Intent {
             backend: self.backend,
             external: external.index,
@@ -66,12 +66,12 @@ impl State {
             local: ByFamily { v4: external.addr.map(IpAddr::V4), v6: external.addr6.map(IpAddr::V6) },
             networks: self.conf.networks(),
             former: self.former.clone(),
-            own_prefixes: own.clone(),
+            firewall: self.firewall(&own),
+            own_prefixes: own,
             tx_checksum: self.tx_checksum.get(),
             vtep: self.vtep.get(),
             peers,
             blackhole: self.args.ip_blackhole_route,
-            firewall: self.firewall(&own),
         })
     }
 
@@ -92,7 +92,7 @@ impl State {
             enforce: self.conf.source_check == SourceCheck::Enforce,
         };
         let door = self.backend.door()?;
-        let snapshot = self.snapshot();
+        let snapshot = self.spine.snapshot();
         let senders =
             fib::senders(&snapshot).map(|(addr, lease)| (addr, lease.prefixes().copied().collect()));
         let check = door.kernel_checks.filter(|_| self.conf.source_check != SourceCheck::Off).map(check);

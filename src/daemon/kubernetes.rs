@@ -10,7 +10,7 @@ use crate::adapter::kube::publish::{self, Publication};
 use crate::adapter::kube::{Api, Cause, events};
 use crate::config::{DaemonArgs, Run};
 use crate::lease::annotation::Published;
-use crate::lease::{self, LodenCaps, NodeFacts, Snapshot, Unlisted};
+use crate::lease::LodenCaps;
 use crate::report::Code;
 use crate::telemetry::api::ApiMetrics;
 
@@ -46,9 +46,8 @@ pub(super) async fn tell(state: Rc<State>, api: Api, metrics: ApiMetrics) {
 
 impl State {
     /// Says what the cluster is to be told.
-    pub(super) fn note_for_others(&self, snapshot: &Snapshot) {
-        let index = self.index.borrow();
-        let now = lease::notices(snapshot, &self.node, |node| index.uid(node));
+    pub(super) fn note_for_others(&self) {
+        let now = self.spine.notices();
         self.notices.send_if_modified(|notices| {
             let modified = *notices != now;
             *notices = now;
@@ -82,7 +81,7 @@ impl State {
 
     fn own_node_lacks(&self) -> Result<Option<Publication>, String> {
         // A Node that is gone is written again when it is back.
-        let Some(facts) = self.snapshot().own_facts.clone() else { return Ok(None) };
+        let Some(facts) = self.spine.own_facts() else { return Ok(None) };
         let [version, _] = crate::VERSION;
         let caps = LodenCaps {
             version: version.into(),
@@ -127,10 +126,9 @@ impl State {
         (external.public_ip.filter(|_| v4), external.public_ip6.filter(|_| v6))
     }
 
-    /// Which of the addresses that peers are told of us our own Node does not list.
-    pub(super) fn own_unlisted(&self, facts: Option<&NodeFacts>) -> Vec<Unlisted> {
+    /// The same addresses in one list.
+    pub(super) fn told(&self) -> Vec<IpAddr> {
         let (v4, v6) = self.public_ips();
-        let told = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
-        told.filter_map(|ip| Unlisted::of(facts?, ip)).collect()
+        v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).collect()
     }
 }

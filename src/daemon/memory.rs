@@ -1,5 +1,6 @@
 //! The last known Nodes, for a start while the API server is away.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::time::Instant;
 
+use super::concerns::Concerns;
+use super::spine::Spine;
 use super::state::State;
 use crate::adapter::kube::{Api, Seen};
 use crate::adapter::{cache, file};
@@ -52,36 +55,36 @@ impl Memory {
     }
 
     /// Writes what the API server said, some time after it said it.
-    pub(super) async fn keep(self, state: Rc<State>) {
+    pub(super) async fn keep(self, spine: Rc<Spine>, concerns: Concerns) -> Infallible {
         loop {
-            state.learned.notified().await;
+            spine.learned().await;
             tokio::time::sleep(SETTLE).await;
-            let saved = cache::save(self.path.clone(), self.text(&state)).await;
+            let saved = cache::save(self.path.clone(), self.text(&spine)).await;
             let trouble = saved.err().map(|error| {
                 format!("Nodes cannot be remembered for a start without the API server: {error:#}")
             });
             let failed = trouble.is_some();
-            state.concerns.set(Code::CacheUnwritable, trouble);
+            concerns.set(Code::CacheUnwritable, trouble);
             if failed {
                 // What made it fail may be over before anything changes.
-                state.learned.notify_one();
+                spine.learn_again();
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Writes it once more at the end of the daemon.
-    pub(super) fn save(&self, state: &State) -> Result<()> {
-        if !state.knows_the_truth() {
+    /// Writes it once more at the end of the daemon, if the API server itself has said what is known.
+    pub(super) fn save(&self, spine: &Spine, concerns: &Concerns) -> Result<()> {
+        if concerns.here(Code::StartedFromCache).is_some() || !spine.knows_nodes() {
             return Ok(());
         }
-        file::replace(&self.path, &self.text(state))
+        file::replace(&self.path, &self.text(spine))
     }
 
-    fn text(&self, state: &State) -> String {
+    fn text(&self, spine: &Spine) -> String {
         let now = jiff::Timestamp::now().round(jiff::Unit::Second).map(|now| now.to_string());
         let seen = self.seen.borrow();
-        state.render_cache(&self.scope, &now.unwrap_or_default(), seen.as_deref())
+        spine.render_cache(&self.scope, &now.unwrap_or_default(), seen.as_deref())
     }
 }
 

@@ -9,6 +9,7 @@ mod gauges;
 mod goal;
 mod interface;
 mod kubernetes;
+mod leases;
 mod memory;
 mod pace;
 mod passes;
@@ -16,10 +17,10 @@ mod pods;
 mod restarts;
 mod roaming;
 mod serve;
+mod spine;
 mod state;
 mod subnet_file;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -77,18 +78,18 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             let remembered = memory.recall();
             let tasks = start.tasks.clone();
             let leases = KubeNodes::watch(&api, prefix, memory.seen.clone(), metrics.clone(), &tasks)?;
-            tasks.spawn("cache", memory.clone().keep(start.state.clone()));
+            tasks.spawn("cache", memory.clone().keep(start.state.spine.clone(), start.state.concerns.clone()));
             let connections = api.clone();
             start.state.on_move.replace(Some(Box::new(move || connections.reconnect())));
             if start.state.args.pod_routes {
                 let watch = KubePods::watch(&api, metrics.clone(), &tasks)?;
-                tasks.spawn("pods", pods::follow(start.state.clone(), watch));
+                tasks.spawn("pods", pods::follow(watch, start.state.spine.clone(), start.state.concerns.clone()));
             }
             tasks.spawn("events", kubernetes::tell(start.state.clone(), api.clone(), metrics.clone()));
             tasks.spawn("own-node", kubernetes::publish(start.state.clone(), api, metrics));
             let state = start.state.clone();
             let outcome = start.run(Recalling::new(leases, remembered), log).await;
-            if let Err(error) = memory.save(&state) {
+            if let Err(error) = memory.save(&state.spine, &state.concerns) {
                 debug!("{error:#}");
             }
             outcome
@@ -120,7 +121,7 @@ impl Start {
 
     async fn run(mut self, leases: impl LeaseSource + 'static, log: LogControl) -> Result<()> {
         let state = &self.state;
-        self.tasks.spawn("report", concerns::tick(state.clone()));
+        self.tasks.spawn("report", concerns::tick(state.concerns.clone()));
         serve_endpoints(state, &self.tasks, log).await?;
         let outcome = tokio::select! {
             end = tasks::run("control", work(state, &self.tasks, leases)) => fatal(end),
@@ -181,13 +182,13 @@ async fn told_to_stop() -> Result<()> {
 }
 
 /// From the first lease to the end.
-async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + 'static) -> Result<()> {
+async fn work(state: &Rc<State>, tasks: &Tasks, mut source: impl LeaseSource + 'static) -> Result<()> {
     // What can be refused without knowing the own lease is refused at once.
     if interface::asked_for(&state.args) {
         interface::external(&state.args, None).await?;
     }
-    while !state.has_own_lease() {
-        state.absorb(leases.next().await);
+    while !state.spine.has_own_lease() {
+        state.absorb(source.next().await);
     }
     let facts = state.snapshot().own_facts.clone();
     let external = interface::external(&state.args, facts.as_deref()).await?;
@@ -217,7 +218,8 @@ async fn work(state: &Rc<State>, tasks: &Tasks, mut leases: impl LeaseSource + '
     tasks.spawn("table", pace::adopt(state.clone()));
     // A task of its own: a source that is asked anew after every other event would lose its place, and its many events
     // are nothing to the loop below.
-    tasks.spawn("leases", follow(state.clone(), leases));
+    let (spine, concerns, metrics) = (state.spine.clone(), state.concerns.clone(), state.metrics.clone());
+    tasks.spawn("leases", leases::follow(source, spine, concerns, metrics));
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {
@@ -246,12 +248,6 @@ fn relocate(state: &State, forwarding: &mut Option<Forwarding>, external: Extern
     match relocated {
         Ok(()) => state.set_external(external),
         Err(error) => warn!("the data path cannot follow the node's address: {error:#}"),
-    }
-}
-
-async fn follow(state: Rc<State>, mut leases: impl LeaseSource) -> Infallible {
-    loop {
-        state.hear(leases.next().await);
     }
 }
 

@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_millis(50);
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
 pub(super) async fn adopt(state: Rc<State>) -> Infallible {
     loop {
-        state.news.notified().await;
+        state.spine.news().await;
         let begun = Instant::now();
         state.adopt_heard();
         tokio::time::sleep(rest(begun.elapsed())).await;

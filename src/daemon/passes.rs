@@ -58,7 +58,7 @@ impl State {
         if self.vtep_macs.replace(macs) == macs {
             return;
         }
-        let change = self.index.borrow_mut().set_own_macs(macs);
+        let change = self.spine.set_own_macs(macs);
         self.adopt(&change);
     }
 
@@ -69,7 +69,7 @@ impl State {
         let warnings = pass.concerns.iter().filter(|concern| concern.code == Code::KernelWarning);
         self.metrics.kernel_warnings.set(warnings.count() as i64);
         self.metrics.failing_peers.set(errors.len() as i64);
-        let snapshot = self.snapshot();
+        let snapshot = self.spine.snapshot();
         let names: BTreeMap<PeerId, &str> = match errors.len() {
             0 => BTreeMap::new(),
             _ => snapshot.peers.iter().map(|lease| (lease.id, lease.node.as_str())).collect(),
@@ -119,7 +119,7 @@ impl State {
     }
 
     fn render_subnet_env(&self) -> String {
-        let own = self.own.borrow();
+        let own = self.spine.own_prefixes();
         let family = |network: Option<Prefix>| {
             let network = network?;
             let subnet = own.iter().copied().find(|own| network.covers(own))?;

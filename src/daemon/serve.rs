@@ -26,7 +26,7 @@ const PART: usize = 500;
 /// Folds the data path's counters into the state of each peer.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
 pub(super) fn fold(state: &State) {
-    let snapshot = state.snapshot();
+    let snapshot = state.spine.snapshot();
     state.peers.fold(&state.shared, snapshot.peers.iter().map(|lease| lease.id), SystemTime::now());
 }
 
@@ -119,7 +119,7 @@ async fn verify(state: &State) -> Result<VerifyView> {
     }
     let repair = format!("flanneld verify --repair --subnet-file {}", state.args.subnet_file.display());
     let compared = compare(&desired, &observed, &watched, &repair);
-    let snapshot = state.snapshot();
+    let snapshot = state.spine.snapshot();
     let error = |object: Object, peer: Option<PeerId>| match object {
         Object::Firewall => {
             state.concerns.first(&[Code::TunnelUnguarded, Code::ForeignRules, Code::KernelFailing])

@@ -9,6 +9,7 @@ use encap::DropReason;
 
 use super::{PART, keepers};
 use crate::adapter::control::Out;
+use crate::daemon::pods;
 use crate::daemon::state::State;
 use crate::dataplane::{PeerTotals, Shared};
 use crate::lease::{Lease, Refusal, Snapshot};
@@ -17,7 +18,7 @@ use crate::view::{DropView, RouteState, RouteView, RoutesPart, RoutesView, Traff
 
 /// Sends the map in parts: a cluster may have tens of thousands of Nodes.
 pub(super) async fn tell(state: &State, out: &Out) -> Result<()> {
-    let snapshot = state.snapshot();
+    let snapshot = state.spine.snapshot();
     let mut first = vec![own(state, &snapshot)];
     show_pods(state, &snapshot, &mut first);
     out.send(&head(state, first)).await?;
@@ -73,7 +74,7 @@ fn head(state: &State, routes: Vec<RouteView>) -> RoutesView {
 
 fn show_pods(state: &State, snapshot: &Snapshot, routes: &mut [RouteView]) {
     if state.args.pod_routes {
-        state.show_pods(snapshot, routes);
+        pods::show(&state.spine, snapshot, routes);
     }
 }
 
@@ -110,7 +111,7 @@ fn own(state: &State, snapshot: &Snapshot) -> RouteView {
     let facts = snapshot.own_facts.iter().flat_map(|facts| facts.internal_ips.first()).copied();
     let [node_ip, node_ipv6] = first_two(told.chain(facts.filter(|_| v4.is_none() && v6.is_none())));
     RouteView {
-        prefixes: state.own_prefixes().iter().map(ToString::to_string).collect(),
+        prefixes: state.spine.own_prefixes().iter().map(ToString::to_string).collect(),
         node_ip,
         node_ipv6,
         note,
