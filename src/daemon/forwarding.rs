@@ -1,17 +1,20 @@
 //! The data path of a backend whose packets go through this process, and what may happen to it. The others have none.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use encap::Family;
 use tokio::sync::mpsc;
 use tracing::info;
 
+use super::concerns::Concerns;
 use super::data_path::{DataPath, Endpoint, Exit, Threads};
 use super::gauges::Gauges;
+use super::parts::Parts;
 use super::restarts::Restarts;
-use super::state::State;
+use super::setup::Setup;
+use super::underlay;
 use crate::adapter::kernel::TunSlot;
 use crate::adapter::netlink;
 use crate::adapter::packet::tun::{TunDevice, TunOptions};
@@ -19,7 +22,7 @@ use crate::adapter::tasks::{Cause, spawn_short};
 use crate::backend::Transport;
 use crate::config::iface::ExternalInterface;
 use crate::dataplane;
-use crate::lease::FAMILIES;
+use crate::lease::{FAMILIES, NodeFacts};
 use crate::report::{Code, Concern};
 
 /// A device that fails again and again is opened this often at most.
@@ -27,7 +30,10 @@ const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// A running data path.
 pub(super) struct Forwarding {
+    setup: Rc<Setup>,
+    concerns: Concerns,
     data_path: DataPath,
+    port: u16,
     gauges: Gauges,
     exits: mpsc::UnboundedReceiver<Exit>,
     openings: mpsc::UnboundedReceiver<TunDevice>,
@@ -45,40 +51,46 @@ pub(super) enum Event {
 
 /// What a data path of ours is made of.
 pub(super) struct Tunnel {
-    device: String,
     endpoint: Endpoint,
     transport: Transport,
 }
 
-impl State {
-    /// What the data path is made of; `None` where packets do not go through this process.
-    pub(super) fn tunnel(&self, external: &ExternalInterface) -> Result<Option<Tunnel>> {
-        let vteps = self.vteps();
-        let Some(transport) = self.backend.transport(|family| vteps.get(family).address()) else {
+impl Tunnel {
+    /// What the data path is made of; `None` where packets do not go through this process. `facts` are what the source
+    /// says of our own Node.
+    pub(super) fn new(
+        setup: &Setup,
+        external: &ExternalInterface,
+        facts: Option<&NodeFacts>,
+    ) -> Result<Option<Self>> {
+        let vteps = underlay::vteps(setup, facts);
+        let Some(transport) = setup.backend.transport(|family| vteps.get(family).address()) else {
             return Ok(None);
         };
-        let mut addresses = self.outer_addresses(external).into_iter();
-        let address = addresses.next().context("the external interface has no address for the tunnel")?;
-        let endpoint = Endpoint { address, other: addresses.next(), port: transport.port };
-        Ok(Some(Tunnel { device: self.tunnel_name(), endpoint, transport }))
+        let endpoint = endpoint(setup, external, transport.port)?;
+        Ok(Some(Self { endpoint, transport }))
     }
+}
 
-    /// Where packets are sent from and taken, of one family or of both.
-    fn outer_addresses(&self, external: &ExternalInterface) -> Vec<IpAddr> {
-        if !self.backend.pairs_families() {
-            return external.address().into_iter().collect();
-        }
+/// Where packets are sent from and taken, of one family or of both.
+fn endpoint(setup: &Setup, external: &ExternalInterface, port: u16) -> Result<Endpoint> {
+    let addresses: Vec<IpAddr> = if setup.backend.pairs_families() {
         // As with the kernel's devices: pods of each family over nodes' addresses of that family.
-        let networks = self.conf.networks();
-        let carried = |family: &Family| networks.iter().any(|net| Family::of(net.addr()) == *family);
-        let address = |family| external.addresses(family).map(|(own, _)| own);
-        FAMILIES.into_iter().filter(carried).filter_map(address).collect()
-    }
+        let families = setup.families();
+        let carried = FAMILIES.into_iter().filter(|family| families.contains(family));
+        carried.filter_map(|family| external.addresses(family).map(|(own, _)| own)).collect()
+    } else {
+        external.address().into_iter().collect()
+    };
+    let mut addresses = addresses.into_iter();
+    let address = addresses.next().context("the external interface has no address for the tunnel")?;
+    Ok(Endpoint { address, other: addresses.next(), port })
 }
 
 impl Forwarding {
     /// Opens device and socket and starts; the slot is the kernel side's end.
-    pub(super) async fn start(state: &State, tunnel: Tunnel) -> Result<(TunSlot, Self)> {
+    pub(super) async fn start(parts: &Parts, tunnel: Tunnel) -> Result<(TunSlot, Self)> {
+        let Parts { setup, shared, concerns, .. } = parts;
         for name in &tunnel.transport.instead_of {
             // It holds the name, the port and, were it to stay, the routes.
             let removed = netlink::remove_vxlan(name).await;
@@ -87,30 +99,40 @@ impl Forwarding {
             }
         }
         let (mut data_path, exits) = DataPath::bind(
-            state.shared.clone(),
+            shared.clone(),
             tunnel.endpoint,
             tunnel.transport.framing,
-            Threads { queues: state.queues, spin: state.conf.spin, pin: state.conf.pin },
+            Threads { queues: setup.queues, spin: setup.conf.spin, pin: setup.conf.pin },
         )?;
         let options = TunOptions {
-            offloads: state.offloads,
+            offloads: setup.offloads,
             frames: dataplane::needs_headers(tunnel.transport.framing),
-            queues: state.queues,
+            queues: setup.queues,
         };
-        let device = TunDevice::open(&tunnel.device, options)?;
+        let device = TunDevice::open(&parts.underlay.tunnel_name(), options)?;
         data_path.start(&device)?;
-        let gauges = Gauges::new(device.index());
+        let gauges = Gauges::new(parts, device.index());
         let (opened, openings) = mpsc::unbounded_channel();
         let (failed, failures) = mpsc::unbounded_channel();
         let slot = TunSlot { device: Some(device), options, opened, failed: failures };
-        Ok((slot, Self { data_path, gauges, exits, openings, failed, restarts: Restarts::default() }))
+        let forwarding = Self {
+            setup: setup.clone(),
+            concerns: concerns.clone(),
+            data_path,
+            port: tunnel.endpoint.port,
+            gauges,
+            exits,
+            openings,
+            failed,
+            restarts: Restarts::default(),
+        };
+        Ok((slot, forwarding))
     }
 
     /// The node has another address: takes packets there.
-    pub(super) fn relocate(&mut self, state: &State, external: &ExternalInterface) -> Result<()> {
-        let Some(tunnel) = state.tunnel(external)? else { return Ok(()) };
-        let outcome = self.data_path.rebind(tunnel.endpoint);
-        state.concerns.set(Code::DataPathDown, outcome.as_ref().err().map(|error| format!("{error:#}")));
+    pub(super) fn relocate(&mut self, external: &ExternalInterface) -> Result<()> {
+        let outcome = self.data_path.rebind(endpoint(&self.setup, external, self.port)?);
+        self.concerns.set(Code::DataPathDown, outcome.as_ref().err().map(|error| format!("{error:#}")));
         outcome
     }
 
@@ -126,24 +148,24 @@ impl Forwarding {
 
     /// Forgets a packet thread that was started again once it has run for a while.
     #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
-    pub(super) fn settle(&mut self, state: &State) {
+    pub(super) fn settle(&mut self) {
         if self.restarts.is_quiet(Instant::now()) {
-            state.concerns.clear(Code::PacketThreadRestarted);
+            self.concerns.clear(Code::PacketThreadRestarted);
         }
     }
 
     /// Reads what the kernel counts.
-    pub(super) async fn read_gauges(&mut self, state: &State) {
-        self.gauges.read(state, &self.data_path).await;
+    pub(super) async fn read_gauges(&mut self) {
+        self.gauges.read(&self.data_path).await;
     }
 
-    fn restart(&mut self, state: &State, device: &TunDevice) {
+    fn restart(&mut self, device: &TunDevice) {
         let started = self.data_path.start(device).map_err(|error| format!("{error:#}"));
         if started.is_err() {
             self.data_path.stop();
             self.reopen(device.index());
         }
-        state.concerns.set(Code::DataPathDown, started.err());
+        self.concerns.set(Code::DataPathDown, started.err());
     }
 
     /// Has the kernel side open another device in place of the one with this index, after a pause.
@@ -160,7 +182,7 @@ impl Forwarding {
     /// # Errors
     /// It ended too often.
     #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
-    fn recover(&mut self, state: &State, exit: &Exit) -> Result<()> {
+    fn recover(&mut self, exit: &Exit) -> Result<()> {
         let Some(device) = self.data_path.ended(exit) else { return Ok(()) };
         // A device that somebody deletes takes its threads along, however often: that is repaired as it always is.
         if !exit.device_is_gone() && !self.restarts.allow(Instant::now()) {
@@ -172,13 +194,13 @@ impl Forwarding {
         let text = exit.end.to_string();
         if !exit.device_is_gone() {
             let text = format!("{text}; it was started again within the last minute");
-            state.concerns.raise(Concern::new(Code::PacketThreadRestarted, text));
+            self.concerns.raise(Concern::new(Code::PacketThreadRestarted, text));
         }
         if !matches!(exit.end.cause, Cause::Failed(_)) {
-            self.restart(state, &device);
+            self.restart(&device);
             return Ok(());
         }
-        state.concerns.set(Code::DataPathDown, Some(text));
+        self.concerns.set(Code::DataPathDown, Some(text));
         // When the device is gone, the kernel's own event is faster and opens the next one at once. When it is there
         // and fails, it is opened again after a pause, and the fresh one comes back to us.
         self.reopen(device.index());
@@ -191,15 +213,15 @@ impl Event {
     ///
     /// # Errors
     /// Packet threads end again and again.
-    pub(super) fn handle(self, state: &State, forwarding: &mut Option<Forwarding>) -> Result<()> {
+    pub(super) fn handle(self, forwarding: &mut Option<Forwarding>) -> Result<()> {
         let Some(forwarding) = forwarding else { return Ok(()) };
         match self {
             Self::Opened(device) => {
                 forwarding.gauges.new_tunnel(device.index());
-                forwarding.restart(state, &device);
+                forwarding.restart(&device);
                 Ok(())
             }
-            Self::Ended(exit) => forwarding.recover(state, &exit),
+            Self::Ended(exit) => forwarding.recover(&exit),
         }
     }
 }

@@ -9,8 +9,8 @@ use anyhow::Result;
 use tokio::time::Instant;
 
 use super::concerns::Concerns;
+use super::setup::Setup;
 use super::spine::Spine;
-use super::state::State;
 use crate::adapter::kube::{Api, Seen};
 use crate::adapter::{cache, file};
 use crate::lease::cache::{Remembered, Scope};
@@ -34,17 +34,17 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn of(state: &State, api: &Api) -> Self {
-        let networks: Vec<String> = state.conf.networks().iter().map(ToString::to_string).collect();
+    pub(super) fn of(setup: &Setup, api: &Api) -> Self {
+        let networks: Vec<String> = setup.conf.networks().iter().map(ToString::to_string).collect();
         let scope = Scope {
-            node: state.node.clone(),
+            node: setup.node.clone(),
             server: api.url().to_owned(),
             authority: api.authority().to_owned(),
             networks: networks.join(","),
-            backend: format!("{:?}", state.backend),
-            prefix: state.args.kube_annotation_prefix.to_string(),
+            backend: format!("{:?}", setup.backend),
+            prefix: setup.args.kube_annotation_prefix.to_string(),
         };
-        Self { path: cache::path(&state.args.subnet_file), scope, seen: Seen::default() }
+        Self { path: cache::path(&setup.args.subnet_file), scope, seen: Seen::default() }
     }
 
     /// What is remembered; versions older than that will be doubted.

@@ -1,40 +1,55 @@
-//! The one wiring place: builds state and adapters, spawns the loops, and ends them in order.
+//! The one wiring place: builds parts and adapters, spawns the loops, and ends them in order.
 
+mod applied;
 mod checksum;
 mod choose_backend;
 mod concerns;
 mod data_path;
+mod flow;
 mod forwarding;
 mod gauges;
 mod goal;
 mod interface;
 mod kubernetes;
 mod leases;
+mod map_report;
 mod memory;
+mod own_node;
 mod pace;
+mod parts;
 mod passes;
 mod pods;
 mod restarts;
 mod roaming;
 mod serve;
+mod setup;
 mod spine;
-mod state;
 mod subnet_file;
+mod table;
+mod traffic;
+mod underlay;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use self::forwarding::Forwarding;
+use self::applied::Applied;
+use self::flow::Flow;
+use self::forwarding::{Forwarding, Tunnel};
 use self::gauges::Doors;
 use self::memory::{Memory, Recalling};
-use self::state::State;
+use self::parts::Parts;
+use self::passes::PassReport;
+use self::roaming::Roaming;
+use self::serve::{Admin, Local};
+use self::setup::Setup;
 use crate::adapter::firewall::Firewall;
 use crate::adapter::kernel::LinuxKernel;
 use crate::adapter::kube::{KubeNodes, KubePods};
@@ -45,11 +60,11 @@ use crate::adapter::{control, file, http, sysctl};
 use crate::config::iface::ExternalInterface;
 use crate::config::netconf::NetConf;
 use crate::config::{LeaseSource as Source, Run};
+use crate::plan::Intent;
 use crate::ports::LeaseSource;
-use crate::reconcile;
+use crate::reconcile::{self, Pass};
 use crate::report::Code;
 use crate::telemetry::log::LogControl;
-use encap::offload::Features;
 
 /// Largest net-conf.json.
 const NET_CONF_LIMIT: u64 = 1 << 20;
@@ -66,30 +81,29 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
             let node = run.own_node()?.to_owned();
             let leases = NodesFile::new(&path, run.args.kube_annotation_prefix.clone());
             let start = Start::new(node, path.display().to_string(), run).await?;
-            start.run(leases, log).await
+            start.run(leases, || {}, log).await
         }
         Source::Kubernetes => {
             let api = kubernetes::connect(&run.args).await?;
             let node = kubernetes::own_node(&run, &api).await?;
             let prefix = run.args.kube_annotation_prefix.clone();
             let start = Start::new(node, format!("the Kubernetes API at {}", api.url()), run).await?;
-            let metrics = start.state.metrics.api(&kubernetes::reasons())?;
-            let memory = Memory::of(&start.state, &api);
+            let Parts { setup, spine, concerns, .. } = &start.parts;
+            let metrics = start.parts.metrics.api(&kubernetes::reasons())?;
+            let memory = Memory::of(setup, &api);
             let remembered = memory.recall();
             let tasks = start.tasks.clone();
             let leases = KubeNodes::watch(&api, prefix, memory.seen.clone(), metrics.clone(), &tasks)?;
-            tasks.spawn("cache", memory.clone().keep(start.state.spine.clone(), start.state.concerns.clone()));
-            let connections = api.clone();
-            start.state.on_move.replace(Some(Box::new(move || connections.reconnect())));
-            if start.state.args.pod_routes {
+            tasks.spawn("cache", memory.clone().keep(spine.clone(), concerns.clone()));
+            if setup.args.pod_routes {
                 let watch = KubePods::watch(&api, metrics.clone(), &tasks)?;
-                tasks.spawn("pods", pods::follow(watch, start.state.spine.clone(), start.state.concerns.clone()));
+                tasks.spawn("pods", pods::follow(watch, spine.clone(), concerns.clone()));
             }
-            tasks.spawn("events", kubernetes::tell(start.state.clone(), api.clone(), metrics.clone()));
-            tasks.spawn("own-node", kubernetes::publish(start.state.clone(), api, metrics));
-            let state = start.state.clone();
-            let outcome = start.run(Recalling::new(leases, remembered), log).await;
-            if let Err(error) = memory.save(&state.spine, &state.concerns) {
+            tasks.spawn("events", kubernetes::tell(&start.parts, api.clone(), metrics.clone()));
+            tasks.spawn("own-node", kubernetes::publish(&start.parts, api.clone(), metrics));
+            let (spine, concerns) = (spine.clone(), concerns.clone());
+            let outcome = start.run(Recalling::new(leases, remembered), move || api.reconnect(), log).await;
+            if let Err(error) = memory.save(&spine, &concerns) {
                 debug!("{error:#}");
             }
             outcome
@@ -99,7 +113,7 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
 
 /// Everything that is checked before a source of leases is asked.
 struct Start {
-    state: Rc<State>,
+    parts: Parts,
     tasks: Tasks,
     ends: Ends,
     _lock: RunLock,
@@ -109,28 +123,32 @@ impl Start {
     async fn new(node: String, source: String, run: Run) -> Result<Self> {
         let conf = read_net_conf(&run.args.net_config_path)?;
         let lock = RunLock::take(&run.args.subnet_file)?;
-        let offloads = if conf.offload { run.offloads } else { Features::NONE };
         let (backend, unasked) = choose_backend::choose(&conf, &run.args.net_config_path).await?;
-        let state = State::new(node, source, run.args, conf, backend, offloads)?;
-        state.concerns.set(Code::BackendFallback, unasked);
-        let labels = [state.backend.name(), state.backend.mode()];
-        state.metrics.backend.with_label_values(&labels).set(1);
+        let parts = Parts::new(Setup::new(node, source, run.args, conf, backend, run.offloads))?;
+        parts.concerns.set(Code::BackendFallback, unasked);
+        parts.metrics.backend.with_label_values(&[backend.name(), backend.mode()]).set(1);
         let (tasks, ends) = tasks::watched();
-        Ok(Self { state: Rc::new(state), tasks, ends, _lock: lock })
+        Ok(Self { parts, tasks, ends, _lock: lock })
     }
 
-    async fn run(mut self, leases: impl LeaseSource + 'static, log: LogControl) -> Result<()> {
-        let state = &self.state;
-        self.tasks.spawn("report", concerns::tick(state.concerns.clone()));
-        serve_endpoints(state, &self.tasks, log).await?;
+    /// `moved` is called when the node has another address.
+    async fn run(
+        mut self,
+        source: impl LeaseSource + 'static,
+        moved: impl Fn(),
+        log: LogControl,
+    ) -> Result<()> {
+        let Parts { setup, concerns, .. } = &self.parts;
+        self.tasks.spawn("report", concerns::tick(concerns.clone()));
+        serve_endpoints(&self.parts, &self.tasks, log).await?;
         let outcome = tokio::select! {
-            end = tasks::run("control", work(state, &self.tasks, leases)) => fatal(end),
+            end = tasks::run("control", work(&self.parts, &self.tasks, source, moved)) => fatal(end),
             outcome = self.ends.unasked() => outcome,
             outcome = told_to_stop() => outcome,
         };
-        state.concerns.finish();
+        concerns.finish();
         // Kernel state stays: pods keep their addresses and rules, and the next daemon takes over.
-        let _ = file::remove(&control::path(&state.args.subnet_file));
+        let _ = file::remove(&control::path(&setup.args.subnet_file));
         outcome
     }
 }
@@ -145,17 +163,16 @@ fn read_net_conf(path: &Path) -> Result<NetConf> {
 }
 
 /// Binds the admin endpoint and the local socket, and serves both from now on: also while waiting.
-async fn serve_endpoints(state: &Rc<State>, tasks: &Tasks, log: LogControl) -> Result<()> {
-    let args = &state.args;
+async fn serve_endpoints(parts: &Parts, tasks: &Tasks, log: LogControl) -> Result<()> {
+    let args = &parts.setup.args;
     if args.healthz_port != 0 {
         let listener = http::bind(SocketAddr::new(args.healthz_ip, args.healthz_port))?;
-        let state = state.clone();
-        let answer = move |page| serve::admin(&state, page);
-        tasks.spawn("health-endpoint", http::serve(listener, tasks.clone(), answer));
+        let admin = Admin::new(parts);
+        tasks.spawn("health-endpoint", http::serve(listener, tasks.clone(), move |page| admin.answer(page)));
     }
     let listener = control::bind(&control::path(&args.subnet_file))?;
-    let state = state.clone();
-    let answer = move |request, out| serve::control(state.clone(), log.clone(), request, out);
+    let local = Rc::new(Local::new(parts, log));
+    let answer = move |request, out| local.clone().answer(request, out);
     tasks.spawn("local-socket", control::serve(listener, tasks.clone(), answer));
     Ok(())
 }
@@ -181,57 +198,72 @@ async fn told_to_stop() -> Result<()> {
     Ok(())
 }
 
-/// From the first lease to the end.
-async fn work(state: &Rc<State>, tasks: &Tasks, mut source: impl LeaseSource + 'static) -> Result<()> {
+/// From the first lease to the end. `moved` is called when the node has another address.
+async fn work(
+    parts: &Parts,
+    tasks: &Tasks,
+    mut source: impl LeaseSource + 'static,
+    moved: impl Fn(),
+) -> Result<()> {
+    let Parts { setup, spine, metrics, concerns, .. } = parts;
+    let flow = Rc::new(Flow::new(parts));
     // What can be refused without knowing the own lease is refused at once.
-    if interface::asked_for(&state.args) {
-        interface::external(&state.args, None).await?;
+    if interface::asked_for(&setup.args) {
+        interface::external(&setup.args, None).await?;
     }
-    while !state.spine.has_own_lease() {
-        state.absorb(source.next().await);
+    while !spine.has_own_lease() {
+        leases::hear(source.next().await, spine, concerns, metrics);
+        flow.adopt_heard();
     }
-    let facts = state.snapshot().own_facts.clone();
-    let external = interface::external(&state.args, facts.as_deref()).await?;
+    let facts = spine.own_facts();
+    let external = interface::external(&setup.args, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
-    state.backend.check_interface(&external, &state.conf.networks())?;
-    let (slot, mut forwarding) = match state.tunnel(&external)? {
+    setup.backend.check_interface(&external, &setup.conf.networks())?;
+    let (slot, mut forwarding) = match Tunnel::new(setup, &external, facts.as_deref())? {
         Some(tunnel) => {
-            let (slot, forwarding) = Forwarding::start(state, tunnel).await?;
+            let (slot, forwarding) = Forwarding::start(parts, tunnel).await?;
             (Some(slot), Some(forwarding))
         }
         None => (None, None),
     };
-    let mut doors = Doors::new().await;
+    let mut doors = Doors::new(setup, metrics.clone()).await;
     if !sysctl::has_bridge_netfilter() {
         warn!(
             "the module br_netfilter is not loaded: pods may not reach Services whose pod is on the same node; \
              run `modprobe br_netfilter`, and name it in /etc/modules-load.d"
         );
     }
-    let firewall = Firewall::new(Duration::from_secs(state.args.iptables_resync.into())).await?;
-    state.rules.replace(Some(Rc::new(firewall.look())));
+    let firewall = Firewall::new(Duration::from_secs(setup.args.iptables_resync.into())).await?;
+    let _ = parts.rules.set(firewall.look());
     let kernel = LinuxKernel::new(firewall, slot)?;
-    state.set_external(external);
-    let (moved, mut moves) = mpsc::unbounded_channel();
-    tasks.spawn("interface", roaming::roam(state.clone(), moved));
-    tasks.spawn("kernel", program(state.clone(), kernel));
-    tasks.spawn("table", pace::adopt(state.clone()));
+    flow.choose(external);
+    let (found, mut moves) = mpsc::unbounded_channel();
+    tasks.spawn("interface", roaming::roam(Roaming::new(parts), found));
+    let report = PassReport::new(spine.clone(), metrics.clone(), concerns.clone());
+    let goals = parts.goal.subscribe();
+    tasks.spawn("kernel", program(kernel, goals, parts.applied.clone(), report, flow.clone()));
+    tasks.spawn("table", pace::adopt(spine.clone(), flow.clone()));
     // A task of its own: a source that is asked anew after every other event would lose its place, and its many events
     // are nothing to the loop below.
-    let (spine, concerns, metrics) = (state.spine.clone(), state.concerns.clone(), state.metrics.clone());
-    tasks.spawn("leases", leases::follow(source, spine, concerns, metrics));
+    tasks.spawn("leases", leases::follow(source, spine.clone(), concerns.clone(), metrics.clone()));
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {
-            event = Forwarding::event(&mut forwarding) => event.handle(state, &mut forwarding)?,
-            Some(external) = moves.recv() => relocate(state, &mut forwarding, external),
+            event = Forwarding::event(&mut forwarding) => event.handle(&mut forwarding)?,
+            Some(external) = moves.recv() => {
+                // What was sent from the old address is not answered.
+                moved();
+                relocate(external, &mut forwarding, &flow);
+            }
             _ = fold.tick() => {
-                serve::fold(state);
-                doors.read(state).await;
-                state.keep_subnet_env();
+                parts.traffic.fold();
+                if let Some(doors) = &mut doors {
+                    doors.read().await;
+                }
+                parts.subnet_file.keep();
                 if let Some(forwarding) = &mut forwarding {
-                    forwarding.settle(state);
-                    forwarding.read_gauges(state).await;
+                    forwarding.settle();
+                    forwarding.read_gauges().await;
                 }
             }
         }
@@ -239,34 +271,31 @@ async fn work(state: &Rc<State>, tasks: &Tasks, mut source: impl LeaseSource + '
 }
 
 /// Uses another external interface, or another address of it.
-fn relocate(state: &State, forwarding: &mut Option<Forwarding>, external: ExternalInterface) {
-    // What was sent from the old address is not answered.
-    if let Some(on_move) = &*state.on_move.borrow() {
-        on_move();
-    }
-    let relocated = forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.relocate(state, &external));
+fn relocate(external: ExternalInterface, forwarding: &mut Option<Forwarding>, flow: &Flow) {
+    let relocated = forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.relocate(&external));
     match relocated {
-        Ok(()) => state.set_external(external),
+        Ok(()) => flow.choose(external),
         Err(error) => warn!("the data path cannot follow the node's address: {error:#}"),
     }
 }
 
-/// Runs the reconcile loop, and says so when everything is in place for the first time.
+/// Runs the reconcile loop, and tells systemd when everything is in place for the first time.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
-async fn program(state: Rc<State>, kernel: LinuxKernel) {
-    let begun = state.clone();
-    let begin = move || begun.busy_since.set(Some(std::time::Instant::now()));
-    let goals = state.goals.subscribe();
-    let report = |pass: &reconcile::Pass| {
-        if let Some(begun) = state.busy_since.take() {
-            state.metrics.kernel_pass.observe(begun.elapsed().as_secs_f64());
-        }
-        if state.passed(pass) {
-            info!(tunnel = state.tunnel_name(), mtu = state.mtu.get(), "ready");
+async fn program(
+    kernel: LinuxKernel,
+    goals: watch::Receiver<Option<Arc<Intent>>>,
+    applied: Rc<Applied>,
+    report: PassReport,
+    flow: Rc<Flow>,
+) {
+    let begin = || applied.begin(Instant::now());
+    let end = |pass: &Pass| {
+        report.tell(pass, applied.end());
+        if flow.follow(pass) {
             notify(sd_notify::NotifyState::Ready);
         }
     };
-    reconcile::run(kernel, goals, begin, report).await;
+    reconcile::run(kernel, goals, begin, end).await;
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {
@@ -274,4 +303,15 @@ fn notify(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         warn!("cannot tell systemd: {error}");
     }
+}
+
+/// Hands a value on if it is another than the last; otherwise the last one stays.
+fn send_news<T: PartialEq>(to: &watch::Sender<T>, now: T) {
+    to.send_if_modified(|last| {
+        let modified = *last != now;
+        if modified {
+            *last = now;
+        }
+        modified
+    });
 }

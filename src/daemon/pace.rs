@@ -8,7 +8,8 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::state::State;
+use super::flow::Flow;
+use super::spine::Spine;
 
 /// A rest takes so many times as long as the table before it: four fifths of the time are left for other work.
 const SHARE: u32 = 4;
@@ -17,11 +18,11 @@ const LONGEST: Duration = Duration::from_millis(50);
 
 /// Puts in force what is heard, for good.
 #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
-pub(super) async fn adopt(state: Rc<State>) -> Infallible {
+pub(super) async fn adopt(spine: Rc<Spine>, flow: Rc<Flow>) -> Infallible {
     loop {
-        state.spine.news().await;
+        spine.news().await;
         let begun = Instant::now();
-        state.adopt_heard();
+        flow.adopt_heard();
         tokio::time::sleep(rest(begun.elapsed())).await;
     }
 }

@@ -1,23 +1,35 @@
-//! What a pass over the kernel did, brought to log, metrics, concerns, subnet.env and our own Node.
+//! What people are told of a pass over the kernel: log, metrics and concerns.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
 
-use anyhow::Context as _;
-use encap::{MacAddr, PeerId, Prefix};
+use encap::PeerId;
 use tracing::{debug, info, warn};
 
-use super::state::State;
-use crate::adapter::file;
-use crate::lease::ByFamily;
-use crate::lease::subnet_env::{Subnet, SubnetEnv};
+use super::concerns::Concerns;
+use super::spine::Spine;
 use crate::reconcile::Pass;
 use crate::report::{Code, Concern};
-use crate::telemetry::metrics::PASSES;
+use crate::telemetry::metrics::{Metrics, PASSES};
 
-impl State {
-    /// Takes in what a pass over the kernel did. `true` when the kernel holds everything for the first time.
-    pub(super) fn passed(&self, pass: &Pass) -> bool {
+/// Tells of each pass.
+pub(super) struct PassReport {
+    spine: Rc<Spine>,
+    metrics: Rc<Metrics>,
+    concerns: Concerns,
+}
+
+impl PassReport {
+    pub(super) fn new(spine: Rc<Spine>, metrics: Rc<Metrics>, concerns: Concerns) -> Self {
+        Self { spine, metrics, concerns }
+    }
+
+    /// Tells what a pass did that began at `begun`.
+    pub(super) fn tell(&self, pass: &Pass, begun: Option<Instant>) {
+        if let Some(begun) = begun {
+            self.metrics.kernel_pass.observe(begun.elapsed().as_secs_f64());
+        }
         self.log_steps(pass);
         self.metrics.kernel_writes.inc_by(pass.tried as u64);
         self.metrics.kernel_unannounced.inc_by(pass.unannounced as u64);
@@ -39,27 +51,8 @@ impl State {
         self.metrics.kernel_errors.inc_by(pass.failures() as u64);
         self.note_concerns(pass);
         if let Some(desired) = &pass.desired {
-            self.follow_macs(desired.vteps);
-            self.follow_mtu(desired.mtu);
-            self.in_force.replace(Some((desired.clone(), pass.watched.clone())));
+            self.metrics.tunnel_mtu.set(desired.mtu.into());
         }
-        if !pass.converged() {
-            return false;
-        }
-        self.write_subnet_env();
-        let first = self.concerns.here(Code::Starting).is_some();
-        self.concerns.clear(Code::Starting);
-        self.check_own_node();
-        first
-    }
-
-    /// A peer that claims the address of a device of ours is refused: the kernel would deliver its packets here.
-    fn follow_macs(&self, macs: ByFamily<Option<MacAddr>>) {
-        if self.vtep_macs.replace(macs) == macs {
-            return;
-        }
-        let change = self.spine.set_own_macs(macs);
-        self.adopt(&change);
     }
 
     /// What is wrong in the kernel now.
@@ -94,43 +87,5 @@ impl State {
         if pass.done.len() > SHOWN {
             info!(steps = pass.done.len(), repair = pass.repair, "the kernel was changed");
         }
-    }
-
-    fn follow_mtu(&self, mtu: u16) {
-        if self.mtu.replace(mtu) != mtu {
-            self.metrics.tunnel_mtu.set(mtu.into());
-            self.publish_table();
-        }
-    }
-
-    /// Writes subnet.env when its content changed. Pods are created from it, so it comes after the data path.
-    fn write_subnet_env(&self) {
-        let text = self.render_subnet_env();
-        if self.subnet_env.borrow().as_ref() == Some(&text) {
-            return;
-        }
-        let path: &PathBuf = &self.args.subnet_file;
-        let written = file::replace(path, &text).context("--subnet-file");
-        self.concerns.set(Code::SubnetFile, written.as_ref().err().map(|error| format!("{error:#}")));
-        if written.is_ok() {
-            info!(path = %path.display(), mtu = self.mtu.get(), "subnet file is written");
-            self.subnet_env.replace(Some(text));
-        }
-    }
-
-    fn render_subnet_env(&self) -> String {
-        let own = self.spine.own_prefixes();
-        let family = |network: Option<Prefix>| {
-            let network = network?;
-            let subnet = own.iter().copied().find(|own| network.covers(own))?;
-            Some(Subnet { network, subnet })
-        };
-        let env = SubnetEnv {
-            v4: family(self.conf.network),
-            v6: family(self.conf.ipv6_network),
-            mtu: self.mtu.get(),
-            ip_masq: self.args.ip_masq,
-        };
-        env.to_string()
     }
 }

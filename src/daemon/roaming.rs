@@ -9,8 +9,12 @@ use encap::Family;
 use tokio::sync::mpsc;
 use tracing::info;
 
+use super::concerns::Concerns;
 use super::interface;
-use super::state::State;
+use super::parts::Parts;
+use super::setup::Setup;
+use super::spine::Spine;
+use super::underlay::Underlay;
 use crate::adapter::interfaces::{self, Changes};
 use crate::config::iface::{ExternalInterface, Interface};
 use crate::report::Code;
@@ -22,15 +26,34 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Without an interface to use, it is looked for again although nobody announced a change.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Looks whether the external interface can still be used.
+pub(super) struct Roaming {
+    setup: Rc<Setup>,
+    spine: Rc<Spine>,
+    underlay: Rc<Underlay>,
+    concerns: Concerns,
+}
+
+impl Roaming {
+    pub(super) fn new(parts: &Parts) -> Self {
+        Self {
+            setup: parts.setup.clone(),
+            spine: parts.spine.clone(),
+            underlay: parts.underlay.clone(),
+            concerns: parts.concerns.clone(),
+        }
+    }
+}
+
 /// Says when another interface or address has to be used, for as long as anybody listens.
 ///
 /// # Errors
 /// The kernel does not announce changes of addresses.
-pub(super) async fn roam(state: Rc<State>, moved: mpsc::UnboundedSender<ExternalInterface>) -> Result<()> {
+pub(super) async fn roam(roaming: Roaming, moved: mpsc::UnboundedSender<ExternalInterface>) -> Result<()> {
     let mut changes = interfaces::changes().context("cannot follow the node's addresses")?;
     while !moved.is_closed() {
-        wait(&mut changes, &state).await;
-        let looked = look(&state).await;
+        wait(&mut changes, &roaming).await;
+        let looked = look(&roaming).await;
         let trouble = match looked {
             Ok(None) => None,
             Ok(Some(external)) => {
@@ -42,19 +65,19 @@ pub(super) async fn roam(state: Rc<State>, moved: mpsc::UnboundedSender<External
             }
             Err(error) => Some(format!("the node's address is gone: {error:#}")),
         };
-        state.concerns.set(Code::NoAddress, trouble);
+        roaming.concerns.set(Code::NoAddress, trouble);
     }
     Ok(())
 }
 
 /// Waits for something that may matter.
-async fn wait(changes: &mut Changes, state: &State) {
+async fn wait(changes: &mut Changes, roaming: &Roaming) {
     loop {
-        let lost = state.concerns.here(Code::NoAddress).is_some();
+        let lost = roaming.concerns.here(Code::NoAddress).is_some();
         let Ok(device) = tokio::time::timeout(RETRY, changes.next()).await else {
             if lost { return } else { continue }
         };
-        let ours = state.external.borrow().as_ref().map(|external| external.index);
+        let ours = roaming.underlay.below().map(|below| below.external.index);
         if lost || device.is_none() || device == ours {
             tokio::time::sleep(SETTLE).await;
             changes.skip();
@@ -64,23 +87,23 @@ async fn wait(changes: &mut Changes, state: &State) {
 }
 
 /// What to use in place of the present interface, if that cannot be used any more.
-async fn look(state: &State) -> Result<Option<ExternalInterface>> {
-    let Some(now) = state.external.borrow().clone() else { return Ok(None) };
-    let families: Vec<Family> =
-        state.conf.networks().iter().map(|network| Family::of(network.addr())).collect();
+async fn look(roaming: &Roaming) -> Result<Option<ExternalInterface>> {
+    let Roaming { setup, spine, underlay, .. } = roaming;
+    let Some(below) = underlay.below() else { return Ok(None) };
+    let (now, families) = (&below.external, setup.families());
     let interfaces = interfaces::list().await?;
-    if holds(&interfaces, &now, &families) {
+    if holds(&interfaces, now, &families) {
         return Ok(None);
     }
     if !interfaces.iter().any(|interface| interface.index == now.index && interface.has_address()) {
         tokio::time::sleep(PATIENCE).await;
-        if holds(&interfaces::list().await?, &now, &families) {
+        if holds(&interfaces::list().await?, now, &families) {
             return Ok(None);
         }
     }
-    let facts = state.snapshot().own_facts.clone();
-    let next = interface::external(&state.args, facts.as_deref()).await?;
-    state.backend.check_interface(&next, &state.conf.networks())?;
+    let facts = spine.own_facts();
+    let next = interface::external(&setup.args, facts.as_deref()).await?;
+    setup.backend.check_interface(&next, &setup.conf.networks())?;
     next.address().context("no interface has an address")?;
     Ok(Some(next))
 }

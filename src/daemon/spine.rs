@@ -131,15 +131,15 @@ impl Spine {
         std::mem::replace(&mut known.snapshot, now)
     }
 
-    /// Takes over the own lease if it is usable. The prefixes, if they are others than before.
-    pub(super) fn take_over_own(&self) -> Option<Vec<Prefix>> {
+    /// Takes over the own lease if it is usable. `true` if it is another than before.
+    pub(super) fn take_over_own(&self) -> bool {
         let known = &mut *self.known.borrow_mut();
         match &known.snapshot.own {
             OwnLease::Ready(prefixes) if *prefixes != known.own => {
                 known.own.clone_from(prefixes);
-                Some(known.own.clone())
+                true
             }
-            _ => None,
+            _ => false,
         }
     }
 

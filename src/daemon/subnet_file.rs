@@ -1,15 +1,22 @@
 //! subnet.env while the daemon runs: whoever removes or edits it, CNI plugins find what is in force. Before, it says
 //! which networks there were.
 
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
+use anyhow::Context as _;
 use encap::Prefix;
+use tracing::info;
 
-use super::state::State;
+use super::applied::Applied;
+use super::concerns::Concerns;
+use super::setup::Setup;
+use super::spine::Spine;
 use crate::adapter::file;
-use crate::lease::subnet_env::SubnetEnv;
+use crate::lease::subnet_env::{Subnet, SubnetEnv};
 use crate::report::{Code, Concern, Severity};
-use crate::telemetry::metrics::SUBNET_ENV;
+use crate::telemetry::metrics::{Metrics, SUBNET_ENV};
 
 /// More than ours ever is.
 const LIMIT: u64 = 1 << 16;
@@ -22,12 +29,64 @@ pub(super) fn former_networks(path: &Path, networks: &[Prefix]) -> Vec<Prefix> {
     named.filter(|former| !networks.iter().any(|network| network.covers(former))).collect()
 }
 
-impl State {
-    /// Puts the file back as it was written last, if it is not like that any more.
-    pub(super) fn keep_subnet_env(&self) {
-        let written = self.subnet_env.borrow();
+/// The file that CNI plugins read.
+pub(super) struct SubnetFile {
+    setup: Rc<Setup>,
+    spine: Rc<Spine>,
+    applied: Rc<Applied>,
+    metrics: Rc<Metrics>,
+    concerns: Concerns,
+    /// What was written last.
+    written: RefCell<Option<String>>,
+}
+
+impl SubnetFile {
+    pub(super) fn new(
+        setup: Rc<Setup>,
+        spine: Rc<Spine>,
+        applied: Rc<Applied>,
+        metrics: Rc<Metrics>,
+        concerns: Concerns,
+    ) -> Self {
+        Self { setup, spine, applied, metrics, concerns, written: RefCell::default() }
+    }
+
+    /// Writes it when its content changed. Pods are created from it, so it comes after the data path.
+    pub(super) fn write(&self) {
+        let text = self.render();
+        if self.written.borrow().as_ref() == Some(&text) {
+            return;
+        }
+        let path = &self.setup.args.subnet_file;
+        let written = file::replace(path, &text).context("--subnet-file");
+        self.concerns.set(Code::SubnetFile, written.as_ref().err().map(|error| format!("{error:#}")));
+        if written.is_ok() {
+            info!(path = %path.display(), mtu = self.applied.mtu(), "subnet file is written");
+            self.written.replace(Some(text));
+        }
+    }
+
+    fn render(&self) -> String {
+        let (conf, own) = (&self.setup.conf, self.spine.own_prefixes());
+        let family = |network: Option<Prefix>| {
+            let network = network?;
+            let subnet = own.iter().copied().find(|own| network.covers(own))?;
+            Some(Subnet { network, subnet })
+        };
+        let env = SubnetEnv {
+            v4: family(conf.network),
+            v6: family(conf.ipv6_network),
+            mtu: self.applied.mtu(),
+            ip_masq: self.setup.args.ip_masq,
+        };
+        env.to_string()
+    }
+
+    /// Puts it back as it was written last, if it is not like that any more.
+    pub(super) fn keep(&self) {
+        let written = self.written.borrow();
         let Some(text) = written.as_ref() else { return };
-        let path = &self.args.subnet_file;
+        let path = &self.setup.args.subnet_file;
         let trouble = match file::read(path, LIMIT) {
             Ok(there) if there == *text => None,
             // Without a descriptor to read it nobody knows, but as far as anybody knows it is as it was.

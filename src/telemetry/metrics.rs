@@ -21,6 +21,9 @@ use encap::offload::{Feature, Features};
 /// What a look at the kernel led to: nothing, changes, or changes of which one failed.
 pub const PASSES: [&str; 3] = ["quiet", "changed", "failed"];
 
+/// What [`Metrics::render`] makes, as HTTP's Content-Type.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
 /// The one thing that is repaired and is no object of the kernel's.
 pub const SUBNET_ENV: &str = "subnet_env";
 
@@ -75,7 +78,7 @@ pub struct Metrics {
     /// Packets that the tunnel device's queue had no room for.
     pub tunnel_overflows: IntCounter,
     /// Packets that the kernel has kept out of its tunnel, or counted only, in the order of [`guard::REASONS`].
-    pub refused_by_kernel: [IntCounter; 2],
+    refused_by_kernel: [IntCounter; 2],
     /// What is wrong now, by code and severity.
     pub concerns: IntGaugeVec,
     /// The daemon is ready.
@@ -278,6 +281,13 @@ impl Metrics {
     pub fn follow(counter: &IntCounter, seen: &mut u64, now: u64) {
         counter.inc_by(now.checked_sub(*seen).unwrap_or(now));
         *seen = now;
+    }
+
+    /// Counts packets that the kernel has kept out of its tunnel, or counted only, in the order of [`guard::REASONS`].
+    /// Returns how many there were by now.
+    pub fn count_refused_by_kernel(&self, more: [u64; 2]) -> [u64; 2] {
+        self.refused_by_kernel.iter().zip(more).for_each(|(counter, more)| counter.inc_by(more));
+        self.refused_by_kernel.each_ref().map(IntCounter::get)
     }
 
     /// The page that Prometheus scrapes.

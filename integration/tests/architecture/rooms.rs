@@ -64,28 +64,8 @@ pub(crate) const ROOMS: [Room; 19] = [
         &["anyhow", "dashmap", "encap", "prometheus", "tracing", "tracing_subscriber"],
     ),
     Room { name: "adapter", not: &[], crates: None },
-    // Wiring. In the daemon `prometheus` is a leftover, which belongs to telemetry.
-    // The daemon and its clients know each other by what `view` says, and by nothing else.
-    room(
-        "daemon",
-        &[],
-        &[
-            "anyhow",
-            "arc_swap",
-            "encap",
-            "fastrand",
-            "futures_util",
-            "http",
-            "jiff",
-            "prometheus",
-            "sd_notify",
-            "serde",
-            "serde_json",
-            "thiserror",
-            "tokio",
-            "tracing",
-        ],
-    ),
+    // Wiring. The daemon and its clients know each other by what `view` says, and by nothing else.
+    room("daemon", &[], &["anyhow", "encap", "jiff", "sd_notify", "tokio", "tracing"]),
     room(
         "commands",
         &["daemon"],
