@@ -334,6 +334,39 @@ impl Daemon {
             .map_err(|error| anyhow!("{error:#}\n{}", self.log().unwrap_or_default()))
     }
 
+    /// Waits until there is a concern of this code, and its log says so.
+    ///
+    /// # Errors
+    /// When there is none within the deadline; with the log.
+    pub fn wait_concern(&self, code: &str) -> Result<Duration> {
+        self.wait_concerns(code, "is raised", "WARN", |count| count > 0.0)
+    }
+
+    /// Waits until there is no concern of this code any more, and its log says so.
+    ///
+    /// # Errors
+    /// When there still is one after the deadline; with the log.
+    pub fn wait_no_concern(&self, code: &str) -> Result<Duration> {
+        self.wait_concerns(code, "is cleared", "INFO", |count| count == 0.0)
+    }
+
+    fn wait_concerns(
+        &self,
+        code: &str,
+        what: &str,
+        level: &str,
+        counted: impl Fn(f64) -> bool,
+    ) -> Result<Duration> {
+        let told = format!("code=\"{code}\"");
+        wait::until_true(&format!("{code} {what}, in the metric and in the log"), || {
+            let log = self.log()?;
+            let last = log.lines().rfind(|line| line.contains(&told));
+            let count = self.metrics()?.sum("loden_concerns", &[("code", code)]);
+            Ok(counted(count) && last.is_some_and(|line| line.contains(level)))
+        })
+        .map_err(|error| anyhow!("{error:#}\n{}", self.log().unwrap_or_default()))
+    }
+
     /// Resident memory, bytes.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
 mod badinput;
+mod cleared;
 mod cli;
 mod ends;
 mod held_up;
@@ -10,4 +11,4 @@ mod lifecycle;
 mod map;
 mod verify;
 
-integration::group!(lifecycle, ends, badinput, cli, map, verify, held_up);
+integration::group!(lifecycle, ends, badinput, cli, map, verify, cleared, held_up);
