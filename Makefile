@@ -19,7 +19,7 @@ WITH = --profile $(PROFILE) --workspace $(FAULTS)
 AS_ROOT = $(if $(SUDO),--config 'target."cfg(all())".runner = "$(SUDO) env $(LAB_ENV)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup machinery suites demo scale cluster-machinery cluster-check cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-kernel bench-net soak cover image install cleanup clean
+.PHONY: help setup machinery suites demo scale cluster-machinery cluster-check cluster cluster-down e2e conformance faults test unit integration fuzz-replay check fmt lint bench bench-kernel bench-net soak cover image image-repro install cleanup clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,11 +43,11 @@ cluster-machinery: setup ## kubelet, containerd, CoreDNS and the rest of a clust
 	@$(MAKE) --no-print-directory -C integration/machinery cluster
 
 cluster-check: ## can this machine have a cluster? builds none of its parts; takes UP like cluster
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin flannel --bin cluster
 	@$(CLUSTER) check $(UP)
 
 cluster: cluster-machinery ## a real Kubernetes cluster on this machine; UP='--nodes 3 --backend udp --proxy nftables --dual --daemonset'
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin flannel --bin cluster
 	@$(CLUSTER) up $(UP)
 	@echo 'now: $(CLUSTER) kubectl get pods -A; … exec-node n1 ip route; make cluster-down'
 
@@ -56,14 +56,14 @@ cluster-down: ## remove the cluster, whatever state it is in
 	@$(CLUSTER) down
 
 e2e conformance: cluster-machinery
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin flannel --bin cluster
 	@$(CLUSTER) up $(UP) && { $(CLUSTER) $@ $(ARGS); result=$$?; $(CLUSTER) down; exit $$result; }
 
 e2e: ## start a cluster, prove row by row that its network works, remove it; takes UP like cluster, ARGS='--only DNS'
 conformance: ## start a cluster, run upstream's own network conformance tests, remove it; takes UP like cluster, ARGS='--focus NoSNAT'
 
 faults: cluster-machinery ## clusters killed half way, started twice, without space: nothing is left of them
-	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin cluster
+	$(CARGO) build --profile $(PROFILE) --workspace --bin flanneld --bin flannel --bin cluster
 	@$(CLUSTER) faults
 
 scale: PROFILE = release
@@ -132,9 +132,14 @@ cover: setup ## line coverage of the tests that need no network, as HTML
 	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || { echo 'cover needs cargo-llvm-cov: cargo install cargo-llvm-cov'; exit 1; }
 	$(CARGO) llvm-cov --workspace --exclude integration --html
 
-image: ## build the container image with docker, podman or buildah
-	@tool=$$(command -v docker || command -v podman || command -v buildah) || { echo 'image needs docker, podman or buildah, and none is installed'; exit 1; }; \
-	set -x; "$$tool" build -f manifests/Dockerfile -t $(IMAGE) .
+IMAGE_TOOL = $(CARGO) run --quiet -p loden-image --bin image --
+IMAGE_WANTED = --name $(IMAGE) --out $(TARGET)/image $(if $(ARCH),--arch $(ARCH))
+
+image: setup ## the container image of this source, for amd64 and arm64, as target/image/loden.tar; ARCH=amd64, IMAGE=registry/name:tag
+	@$(IMAGE_TOOL) build $(IMAGE_WANTED)
+
+image-repro: setup ## the image of the newest commit, built twice in two folders from nothing: one hash; takes ARCH and IMAGE too
+	@$(IMAGE_TOOL) repro $(IMAGE_WANTED)
 
 install: ## flanneld into PREFIX/bin (/usr/local)
 	$(CARGO) build --release -p loden --bin flanneld

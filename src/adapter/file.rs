@@ -25,6 +25,26 @@ pub fn replace(path: &Path, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// Copies a file with its mode, in one step: who has the old file at `to` open keeps it. The directory has to exist.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let directory = directory(to);
+    if !directory.is_dir() {
+        anyhow::bail!("there is no directory {}: mount the node's there", directory.display());
+    }
+    let mut source = fs::File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
+    let mode = source.metadata().with_context(|| format!("cannot look at {}", from.display()))?.permissions();
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".flanneld-")
+        .tempfile_in(directory)
+        .with_context(|| format!("cannot write in {}: is it read-only?", directory.display()))?;
+    std::io::copy(&mut source, &mut temporary)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), directory.display()))?;
+    temporary.as_file().set_permissions(mode).context("cannot set the mode")?;
+    temporary.as_file().sync_all().with_context(|| format!("cannot flush {}", to.display()))?;
+    temporary.persist(to).with_context(|| format!("cannot replace {}", to.display()))?;
+    Ok(())
+}
+
 /// Makes the directory with mode 0755 when it is missing.
 pub fn make_directory(directory: &Path) -> Result<()> {
     if directory.is_dir() {

@@ -5,6 +5,7 @@
 //! 2 if that cannot be told or the command line is wrong.
 
 mod cleanup;
+mod cp;
 mod install_conf;
 mod log_level;
 mod output;
@@ -23,6 +24,7 @@ pub const VERBS: &[Entry] = &[
     Entry::of::<cleanup::Cleanup>(),
     Entry::of::<log_level::LogLevel>(),
     Entry::of::<install_conf::InstallConf>(),
+    Entry::of::<cp::Cp>(),
     Entry::of::<version::Version>(),
 ];
 

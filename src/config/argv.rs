@@ -29,14 +29,14 @@ pub(super) struct Line {
     pub(super) detached: Option<(String, String)>,
 }
 
-/// flannel's image has a second program, `install-conf`, that manifests name by its path. Under that name we are it.
+/// flannel's images have two more programs that manifests name, `install-conf` and `cp`. Under these names we are they.
 pub(super) fn as_helper(argv: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    const HELPER: &str = "install-conf";
+    const HELPERS: [&str; 2] = ["install-conf", "cp"];
     let mut argv = argv.into_iter();
     let program = argv.next();
-    let is_helper =
-        program.as_deref().and_then(|path| Path::new(path).file_name()).is_some_and(|name| name == HELPER);
-    program.into_iter().chain(is_helper.then(|| HELPER.into())).chain(argv)
+    let name = program.as_deref().and_then(|path| Path::new(path).file_name());
+    let helper = HELPERS.into_iter().find(|helper| name.is_some_and(|name| name == *helper));
+    program.into_iter().chain(helper.map(OsString::from)).chain(argv)
 }
 
 /// Rewrites `argv` (program name first) against the flags that `root`, already built, knows.

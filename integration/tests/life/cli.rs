@@ -1,6 +1,7 @@
 //! What people type: routes, log-level, help, version, and the health endpoint behind them.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use integration::daemon::binary;
@@ -29,6 +30,7 @@ pub(super) fn suite() -> Checks {
         .check("--version: exit 0, on standard error", version)
         .check("version -o json tells the build", version_verb)
         .check("install-conf copies a CNI configuration, under its own name too", install_conf)
+        .check("cp copies a program over one that is there, and needs the folder to be there", cp)
         .check("install-conf leaves the target as it is when the source is no good", install_conf_refuses)
         .checks()
 }
@@ -267,9 +269,15 @@ fn exit_codes(two: &mut Two, _: &Notes) -> Result<()> {
         ensure!(fine == Some(0), "{command:?}: {said}");
     }
     // What was found is in the tests of verify; nothing else looks for anything.
-    for command in
-        [&["routes"][..], &["verify"], &["log-level", "info"], &["cleanup"], &["install-conf"], &["version"]]
-    {
+    for command in [
+        &["routes"][..],
+        &["verify"],
+        &["log-level", "info"],
+        &["cleanup"],
+        &["install-conf"],
+        &["cp"],
+        &["version"],
+    ] {
         let (bad, said) = code(&[command, &["--no-such-flag"]].concat(), false)?;
         ensure!(bad == Some(2) && said.contains("no-such-flag"), "{command:?}: {said}");
         let (help, text) = code(&[command[0], "--help"], false)?;
@@ -308,6 +316,35 @@ fn install_conf(two: &mut Two, _: &Notes) -> Result<()> {
         ensure!(mode & 0o777 == 0o644, "mode {mode:o}");
         std::fs::remove_file(&target)?;
     }
+    Ok(())
+}
+
+fn cp(two: &mut Two, _: &Notes) -> Result<()> {
+    let node = node(two)?;
+    let (source, folder) = (node.dir().join("plugin"), node.dir().join("cni-bin"));
+    std::fs::write(&source, b"\x7fELF \xff")?;
+    std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755))?;
+    let helper = node.dir().join("cp");
+    std::os::unix::fs::symlink(binary()?, &helper)?;
+    let copy = |target: &Path| node.ns().command(&*helper).arg("-f").arg(&source).arg(target).output();
+
+    let refused = copy(&folder.join("plugin"))?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(2) && said.contains("mount the node's"), "{said}");
+
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("plugin"), "old")?;
+    let old = std::fs::File::open(folder.join("plugin"))?;
+    // Also as the folder that the file goes into.
+    for target in [folder.join("plugin"), folder.clone()] {
+        let output = copy(&target)?;
+        ensure!(output.status.success(), "{output:?}");
+        ensure!(std::fs::read(folder.join("plugin"))? == b"\x7fELF \xff");
+        let mode = std::fs::metadata(folder.join("plugin"))?.permissions().mode();
+        ensure!(mode & 0o777 == 0o755, "mode {mode:o}");
+    }
+    ensure!(std::io::read_to_string(old)? == "old", "a file that somebody runs was written to");
+    ensure!(std::fs::read_dir(&folder)?.count() == 1);
     Ok(())
 }
 
