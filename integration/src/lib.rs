@@ -26,6 +26,7 @@ pub mod handmade;
 pub mod kernel_state;
 pub mod kube_feed;
 pub mod lab;
+pub mod manifests;
 pub mod metrics;
 pub mod net_conf;
 pub mod netns;

@@ -92,13 +92,13 @@ struct Collected<'a> {
 }
 
 impl<'a> Collected<'a> {
-    fn library_dirs(&self) -> [String; 4] {
+    fn folders(&self) -> [String; 4] {
         let triple = self.platform.debian();
         [format!("usr/lib/{triple}"), format!("lib/{triple}"), "usr/lib".to_owned(), "lib".to_owned()]
     }
 
-    fn library(&self, name: &str) -> Result<(&'a Package, PathBuf)> {
-        let dirs = self.library_dirs();
+    fn find_library(&self, name: &str) -> Result<(&'a Package, PathBuf)> {
+        let dirs = self.folders();
         self.find(&dirs.each_ref().map(String::as_str), name)
     }
 
@@ -133,12 +133,12 @@ impl<'a> Collected<'a> {
         if self.tree.has(path) {
             return Ok(());
         }
-        let (package, file) = self.library(name)?;
+        let (package, file) = self.find_library(name)?;
         self.add(path, package, &file)
     }
 
     fn extensions(&mut self) -> Result<()> {
-        let (package, dir) = self.library(EXTENSIONS)?;
+        let (package, dir) = self.find_library(EXTENSIONS)?;
         let inside = format!("/usr/lib/{}/{EXTENSIONS}", self.platform.debian());
         let mut names = Vec::new();
         for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {

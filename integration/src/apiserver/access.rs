@@ -14,9 +14,9 @@ use super::ApiServer;
 use super::pki::{Authority, Identity};
 
 /// The namespace of our manifest.
-pub const NAMESPACE: &str = "kube-flannel";
+pub const NAMESPACE: &str = "loden-system";
 /// The ServiceAccount of our manifest.
-pub const SERVICE_ACCOUNT: &str = "flannel";
+pub const SERVICE_ACCOUNT: &str = "loden";
 
 /// A way to reach the API server, each of which meets a different answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,14 +114,14 @@ impl ApiServer {
     /// scheduler and no kubelet run here.
     fn pod_token(&self, node: &str) -> Result<String> {
         self.apply_shipped_manifest()?;
-        let name = format!("kube-flannel-ds-{node}");
+        let name = format!("loden-{node}");
         let pod: Pod = serde_json::from_value(json!({
             "metadata": { "name": name },
             "spec": {
                 "nodeName": node,
                 "hostNetwork": true,
                 "serviceAccountName": SERVICE_ACCOUNT,
-                "containers": [{ "name": "kube-flannel", "image": "loden" }],
+                "containers": [{ "name": "flanneld", "image": "loden" }],
             },
         }))?;
         let uid = self.call(|client| async move {
@@ -150,7 +150,7 @@ impl ApiServer {
             { "op": "test", "path": "/spec/variables/0/name", "value": "prefix" },
             { "op": "replace", "path": "/spec/variables/0/expression", "value": json!(prefix).to_string() },
         ]);
-        let policy = "validatingadmissionpolicy/flannel-own-node";
+        let policy = "validatingadmissionpolicy/loden-own-node";
         self.kubectl(&["patch", policy, "--type=json", "-p", &patch.to_string()]).map(drop)
     }
 

@@ -13,7 +13,7 @@ pub(super) const LOG: &str = "audit.log";
 /// One answered request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Who asked, for example `system:serviceaccount:kube-flannel:flannel`.
+    /// Who asked, for example `system:serviceaccount:loden-system:loden`.
     pub user: String,
     /// `get`, `list`, `watch`, `patch`, …
     pub verb: String,

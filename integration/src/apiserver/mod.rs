@@ -49,7 +49,7 @@ use process::{Daemon, Workdir};
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The manifest we ship.
-pub const SHIPPED_MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/kube-flannel.yml");
+pub const SHIPPED_MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/loden.yml");
 
 /// Which etcd stores the objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

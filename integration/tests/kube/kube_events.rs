@@ -180,12 +180,12 @@ fn unlisted(kube: &mut Kube, _: &Notes) -> Result<()> {
 }
 
 fn forbidden(kube: &mut Kube, _: &Notes) -> Result<()> {
-    let role = kube.server.kubectl(&["get", "clusterrole", "flannel", "-o", "jsonpath={.rules}"])?;
+    let role = kube.server.kubectl(&["get", "clusterrole", "loden", "-o", "jsonpath={.rules}"])?;
     let rules: Vec<Value> = serde_json::from_str(&role)?;
     let fewer: Vec<&Value> = rules.iter().filter(|rule| rule["resources"] != json!(["events"])).collect();
     ensure!(fewer.len() + 1 == rules.len(), "{rules:?}");
     let patch = json!({ "rules": fewer }).to_string();
-    kube.server.kubectl(&["patch", "clusterrole", "flannel", "--type=merge", "-p", &patch])?;
+    kube.server.kubectl(&["patch", "clusterrole", "loden", "--type=merge", "-p", &patch])?;
     wait::until_true("the role is in force", || {
         let may = kube.server.call_as(Access::Daemon, |client| async move {
             let event: Event = serde_json::from_value(json!({

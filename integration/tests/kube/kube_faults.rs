@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 /// More than an API server makes while it starts.
 const LATER_WRITES: usize = 500;
-const DAEMON: &str = "system:serviceaccount:kube-flannel:flannel";
+const DAEMON: &str = "system:serviceaccount:loden-system:loden";
 
 pub(super) fn suite() -> Checks {
     Suite::<Kube>::new()
@@ -151,7 +151,7 @@ fn restored(kube: &mut Kube, notes: &Notes) -> Result<()> {
 
 fn role_taken_away(kube: &mut Kube, _: &Notes) -> Result<()> {
     let traffic = kube.traffic()?;
-    kube.server.kubectl(&["delete", "clusterrolebinding", "flannel"])?;
+    kube.server.kubectl(&["delete", "clusterrolebinding", "loden"])?;
     // A watch that runs is not ended by that; the next one is refused.
     kube.server.restart()?;
     kube.wait_body(&["degraded: ", "403", "ClusterRoleBinding"])?;

@@ -181,7 +181,7 @@ fn removed(kube: &mut Kube, notes: &Notes) -> Result<()> {
 }
 
 fn requests(kube: &mut Kube, _: &Notes) -> Result<()> {
-    let asked = kube.server.requests_of("system:serviceaccount:kube-flannel:flannel")?;
+    let asked = kube.server.requests_of("system:serviceaccount:loden-system:loden")?;
     // Which refusals of the checks above lasted for long enough to be worth one is chance.
     let event = |uri: &str| uri.starts_with("/api/v1/namespaces/default/events?");
     let mut seen: Vec<_> = asked

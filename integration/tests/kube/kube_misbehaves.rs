@@ -154,7 +154,7 @@ impl Behind {
 
     /// How often everything was asked for as a streaming list.
     fn streamed(&self) -> Result<usize> {
-        let requests = self.kube.server.requests_of("system:serviceaccount:kube-flannel:flannel")?;
+        let requests = self.kube.server.requests_of("system:serviceaccount:loden-system:loden")?;
         Ok(requests.iter().filter(|request| request.uri.contains("sendInitialEvents=true")).count())
     }
 }

@@ -217,7 +217,7 @@ fn condition_left_alone(kube: &mut Kube, _: &Notes) -> Result<()> {
 fn other_prefix(kube: &mut Kube, _: &Notes) -> Result<()> {
     let before = written(kube)?;
     restart(kube, |launch| launch.set("--kube-annotation-prefix", "example.com/net"))?;
-    kube.wait_body(&["own Node n1 cannot be written", "flannel-own-node", "variable `prefix`"])?;
+    kube.wait_body(&["own Node n1 cannot be written", "loden-own-node", "variable `prefix`"])?;
     kube.server.admit_prefix("example.com/net-")?;
     let ours = "example.com/net-public-ip";
     wait::until_true("the other key", || {
@@ -239,10 +239,10 @@ fn may_not_write(kube: &mut Kube, _: &Notes) -> Result<()> {
     let role = json!([
         { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
     ]);
-    let whole = kube.server.kubectl(&["get", "clusterrole", "flannel", "-o", "jsonpath={.rules}"])?;
+    let whole = kube.server.kubectl(&["get", "clusterrole", "loden", "-o", "jsonpath={.rules}"])?;
     let set = |rules: &str| {
         let patch = format!(r#"{{"rules":{rules}}}"#);
-        kube.server.kubectl(&["patch", "clusterrole", "flannel", "--type=merge", "-p", &patch])
+        kube.server.kubectl(&["patch", "clusterrole", "loden", "--type=merge", "-p", &patch])
     };
     set(&role.to_string())?;
     // The authorizer learns of a role by a watch of its own.

@@ -17,7 +17,7 @@ use integration::wait;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-const ROLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/pod-routes-rbac.yml");
+const ROLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/components/pod-routes/rbac.yml");
 /// In the cluster network, and in nobody's podCIDR.
 const ASTRAY: Ipv4Addr = Ipv4Addr::new(10, 244, 99, 7);
 
@@ -105,9 +105,9 @@ fn forbidden(pods: &mut Pods, notes: &Notes) -> Result<()> {
     kube.cluster.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
     kube.cluster.start_daemon("n1")?;
     kube.cluster.node_mut("n1")?.daemon_mut()?.wait_ready()?;
-    kube.wait_body(&["degraded", "403", "pods is forbidden", "pod-routes-rbac.yml"])?;
+    kube.wait_body(&["degraded", "403", "pods is forbidden", "pod-routes/rbac.yml"])?;
     let log = kube.n1()?.daemon()?.log()?;
-    ensure!(log.contains("pod-routes-rbac.yml"), "{log}");
+    ensure!(log.contains("pod-routes/rbac.yml"), "{log}");
     ensure!(kube.metric("loden_lease_source_up", &[])? == 1.0 && kube.metric("loden_leases", &[])? == 4.0);
     let answer = udp::ask(kube.cluster.pod("n1.a")?.ns(), kube.cluster.pod("n2.a")?.ip(), b"hostname")?;
     ensure!(answer == b"n2.a");
@@ -277,7 +277,7 @@ fn restarted(pods: &mut Pods, _: &Notes) -> Result<()> {
 }
 
 fn requests(pods: &mut Pods, _: &Notes) -> Result<()> {
-    let asked = pods.0.server.requests_of("system:serviceaccount:kube-flannel:flannel")?;
+    let asked = pods.0.server.requests_of("system:serviceaccount:loden-system:loden")?;
     let path = |uri: &str| uri.split('?').next().unwrap_or_default().to_owned();
     for request in asked.iter().filter(|request| !path(&request.uri).starts_with("/api/v1/nodes")) {
         let paths = ["/api/v1/pods", "/api/v1/namespaces/default/events"];

@@ -230,14 +230,14 @@ fn by_pod(one: &mut One, _: &Notes) -> Result<()> {
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": { "name": "flanneld-x", "namespace": "kube-flannel" },
+        "metadata": { "name": "flanneld-x", "namespace": "loden-system" },
         "spec": { "nodeName": "n1", "containers": [{ "name": "x", "image": "x" }] },
     });
     let path = one.cluster.dir().join("pod.json");
     std::fs::write(&path, pod.to_string())?;
     one.server.kubectl(&["apply", "-f", &path.to_string_lossy()])?;
     let launch = |one: &One, access: Access, pod: &str| -> Result<Launch> {
-        Ok(one.by(access)?.without_env("NODE_NAME").env("POD_NAME", pod).env("POD_NAMESPACE", "kube-flannel"))
+        Ok(one.by(access)?.without_env("NODE_NAME").env("POD_NAME", pod).env("POD_NAMESPACE", "loden-system"))
     };
     one.refuses(launch(one, Access::Daemon, "flanneld-x")?, &["NODE_NAME is not set", "403", "fieldRef"])?;
     one.refuses(launch(one, Access::Admin, "absent")?, &["NODE_NAME is not set", "404"])?;

@@ -35,7 +35,7 @@ const TASKS: [&str; 9] = [
 ];
 /// Those of a daemon that reads an API server, two threads among them.
 const KUBE_TASKS: [&str; 6] = ["cache", "own-node", "events", "pods", "watch-nodes", "watch-pods"];
-const ROLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/pod-routes-rbac.yml");
+const ROLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/components/pod-routes/rbac.yml");
 const VXLAN: &str = r#"{"Type": "vxlan"}"#;
 
 pub(super) fn suite() -> Checks {

@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 const NODE_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 77, 1));
-const DAEMON: &str = "system:serviceaccount:kube-flannel:flannel";
+const DAEMON: &str = "system:serviceaccount:loden-system:loden";
 
 /// One server for the tests that do not hurt it; it goes with the process.
 fn shared() -> Result<&'static ApiServer> {

@@ -8,4 +8,5 @@
 
 mod apiserver;
 mod manifests;
+mod overlays;
 mod own_node_policy;

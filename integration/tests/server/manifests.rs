@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use integration::apiserver::{ApiServer, NAMESPACE, Options, SERVICE_ACCOUNT, SHIPPED_MANIFEST};
+use integration::manifests::{documents, find};
 use serde_json::{Value, json};
 
 #[test]
@@ -11,14 +12,14 @@ fn a_real_api_server_accepts_it() -> Result<()> {
     server.kubectl(&["create", "namespace", NAMESPACE])?;
     let printed = server.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", SHIPPED_MANIFEST])?;
     let expected = [
-        "namespace/kube-flannel",
-        "serviceaccount/flannel",
-        "clusterrole.rbac.authorization.k8s.io/flannel",
-        "clusterrolebinding.rbac.authorization.k8s.io/flannel",
-        "validatingadmissionpolicy.admissionregistration.k8s.io/flannel-own-node",
-        "validatingadmissionpolicybinding.admissionregistration.k8s.io/flannel-own-node",
-        "configmap/kube-flannel-cfg",
-        "daemonset.apps/kube-flannel-ds",
+        "namespace/loden-system",
+        "serviceaccount/loden",
+        "clusterrole.rbac.authorization.k8s.io/loden",
+        "clusterrolebinding.rbac.authorization.k8s.io/loden",
+        "validatingadmissionpolicy.admissionregistration.k8s.io/loden-own-node",
+        "validatingadmissionpolicybinding.admissionregistration.k8s.io/loden-own-node",
+        "configmap/loden-config",
+        "daemonset.apps/loden",
     ];
     let accepted: Vec<&str> = printed.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(accepted, expected, "kubectl printed:\n{printed}");
@@ -34,7 +35,7 @@ fn a_real_api_server_accepts_it() -> Result<()> {
 fn it_asks_for_as_little_as_works() -> Result<()> {
     let server = ApiServer::start(Options::default())?;
     server.apply_shipped_manifest()?;
-    let stored = server.kubectl(&["get", "daemonset", "kube-flannel-ds", "-n", NAMESPACE, "-o", "json"])?;
+    let stored = server.kubectl(&["get", "daemonset", "loden", "-n", NAMESPACE, "-o", "json"])?;
     let daemonset: Value = serde_json::from_str(&stored)?;
     let pod = &daemonset["spec"]["template"]["spec"];
 
@@ -46,10 +47,10 @@ fn it_asks_for_as_little_as_works() -> Result<()> {
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], json!("RuntimeDefault"));
 
     let daemon = &pod["containers"][0];
-    let installer = &pod["initContainers"][0];
+    let [plugin, installer] = [0, 1].map(|number| &pod["initContainers"][number]);
     assert_eq!(pod["containers"].as_array().map(Vec::len), Some(1));
-    assert_eq!(pod["initContainers"].as_array().map(Vec::len), Some(1));
-    for container in [daemon, installer] {
+    assert_eq!(pod["initContainers"].as_array().map(Vec::len), Some(2));
+    for container in [daemon, plugin, installer] {
         let security = &container["securityContext"];
         let name = &container["name"];
         assert_ne!(security["privileged"], json!(true), "{name} is privileged");
@@ -58,7 +59,9 @@ fn it_asks_for_as_little_as_works() -> Result<()> {
         assert_eq!(security["capabilities"]["drop"], json!(["ALL"]), "{name}");
     }
     assert_eq!(daemon["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN"]));
-    assert_eq!(installer["securityContext"]["capabilities"]["add"], Value::Null);
+    for container in [plugin, installer] {
+        assert_eq!(container["securityContext"]["capabilities"]["add"], Value::Null);
+    }
     assert_eq!(
         daemon["env"],
         json!([{
@@ -67,8 +70,9 @@ fn it_asks_for_as_little_as_works() -> Result<()> {
         }])
     );
 
-    // The CNI folder is the init container's business only.
-    assert_eq!(host_paths(pod, daemon)?, ["/run/flannel", "/run/xtables.lock", "/dev/net/tun"]);
+    // The CNI folders are the init containers' business only, and the tun device is the component udp's.
+    assert_eq!(host_paths(pod, daemon)?, ["/run/flannel", "/run/xtables.lock"]);
+    assert_eq!(host_paths(pod, plugin)?, ["/opt/cni/bin"]);
     assert_eq!(host_paths(pod, installer)?, ["/etc/cni/net.d"]);
     Ok(())
 }
@@ -103,15 +107,20 @@ fn its_role_reads_nodes_and_patches_their_status() -> Result<()> {
     Ok(())
 }
 
-fn shipped(kind: &str) -> Result<Value> {
-    documents(&std::fs::read_to_string(SHIPPED_MANIFEST)?)?
-        .into_iter()
-        .find(|document| document["kind"] == kind)
-        .with_context(|| format!("no {kind} in {SHIPPED_MANIFEST}"))
+/// Objects of flannel's released manifest bear these names, and applying ours must not change them.
+#[test]
+fn no_name_in_it_is_flannels() -> Result<()> {
+    for object in documents(&std::fs::read_to_string(SHIPPED_MANIFEST)?)? {
+        let metadata = &object["metadata"];
+        for name in [&metadata["name"], &metadata["namespace"]].into_iter().filter_map(Value::as_str) {
+            assert!(name.starts_with("loden"), "{} is {name}", object["kind"]);
+        }
+    }
+    Ok(())
 }
 
-fn documents(text: &str) -> Result<Vec<Value>> {
-    Ok(serde_saphyr::from_multiple(text)?)
+fn shipped(kind: &str) -> Result<Value> {
+    find(&documents(&std::fs::read_to_string(SHIPPED_MANIFEST)?)?, kind).cloned()
 }
 
 /// The host's paths that `container` sees, in the order of its mounts.

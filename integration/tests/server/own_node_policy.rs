@@ -14,7 +14,7 @@ fn server() -> Result<ApiServer> {
     server.apply_shipped_manifest()?;
     // So that RBAC alone does not already refuse what the policy is to refuse.
     server.kubectl(&["create", "clusterrole", "too-much", "--verb=*", "--resource=nodes,nodes/status"])?;
-    let account = "--serviceaccount=kube-flannel:flannel";
+    let account = "--serviceaccount=loden-system:loden";
     server.kubectl(&["create", "clusterrolebinding", "too-much", "--clusterrole=too-much", account])?;
     for (number, name) in [(1, "own"), (2, "other")] {
         let node = NodeSpec::new(name, format!("10.244.{number}.0/24"), [192, 168, 77, number].into());
@@ -62,7 +62,7 @@ fn denied<T>(what: &str, answer: Result<T>, part: &str) -> Result<()> {
     let error = answer.err().with_context(|| format!("{what} was allowed"))?;
     let text = format!("{error:#}");
     ensure!(refused_with(&error) == Some(403), "{what}: {text}");
-    ensure!(text.contains("flannel-own-node") && text.contains(part), "{what}: {text}");
+    ensure!(text.contains("loden-own-node") && text.contains(part), "{what}: {text}");
     Ok(())
 }
 
@@ -136,12 +136,12 @@ fn the_daemon_writes_its_own_node_and_nothing_else() -> Result<()> {
     let delete = server.call_on("own", |client| async move {
         Api::<Node>::all(client).delete("own", &kube::api::DeleteParams::default()).await.map(drop)
     });
-    denied("deleting a Node", delete, "flannel-own-node")?;
+    denied("deleting a Node", delete, "loden-own-node")?;
     let create = server.call_on("own", |client| async move {
         let node: Node = serde_json::from_value(json!({ "metadata": { "name": "new" } })).unwrap_or_default();
         Api::all(client).create(&kube::api::PostParams::default(), &node).await
     });
-    denied("creating a Node", create, "flannel-own-node")?;
+    denied("creating a Node", create, "loden-own-node")?;
 
     let unbound = server.call_as(Access::Daemon, |client| async move {
         let patch = Patch::Strategic(annotation("flannel.alpha.coreos.com/public-ip", "1"));
@@ -183,6 +183,6 @@ fn the_policy_is_free_of_warnings() -> Result<()> {
         "-f",
         shipped,
     ])?;
-    ensure!(printed.contains("flannel-own-node"), "{printed}");
+    ensure!(printed.contains("loden-own-node"), "{printed}");
     Ok(())
 }

@@ -37,7 +37,7 @@ impl Kind for Pods {
     const COLLECTION: Collection = Collection::PODS;
     const PLURAL: &'static str = "Pods";
     const FORBIDDEN: &'static str =
-        "apply pod-routes-rbac.yml, which lets the daemon read Pods, or run without --pod-routes";
+        "apply components/pod-routes/rbac.yml, which lets the daemon read Pods, or run without --pod-routes";
     type Object = PodObject;
     type Facts = PodFacts;
 

@@ -12,7 +12,7 @@ use rustls::{CertificateError, Error as TlsError};
 const KEPT: usize = 300;
 
 /// What to do when not our role but an admission policy is in the way.
-const POLICY: &str = "adapt that policy: in kube-flannel.yml its variable `prefix` has to begin as --kube-annotation-prefix \
+const POLICY: &str = "adapt that policy: in loden.yml its variable `prefix` has to begin as --kube-annotation-prefix \
                       does, and the daemon has to log in by the token of its own pod";
 
 /// What kind of failure it was.
@@ -125,12 +125,12 @@ impl Cause {
             Self::Unauthorized => (
                 "unauthorized",
                 "401, it does not know us",
-                "renew the token or client certificate (in a pod: the service account flannel of namespace kube-flannel)",
+                "renew the token or client certificate (in a pod, of its service account)",
             ),
             Self::Forbidden => (
                 "forbidden",
                 "403, we may not do this",
-                "apply the ClusterRole and ClusterRoleBinding of kube-flannel.yml",
+                "apply the ClusterRole and ClusterRoleBinding of loden.yml",
             ),
             Self::NotFound => (
                 "not_found",

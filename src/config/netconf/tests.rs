@@ -135,7 +135,7 @@ proptest::proptest! {
 /// The configuration that we ship is one that we run, without a warning.
 #[test]
 fn the_shipped_config_map_is_good() {
-    let manifest = include_str!("../../../manifests/kube-flannel.yml");
+    let manifest = include_str!("../../../manifests/loden.yml");
     let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifest).unwrap();
     let config_map = documents.iter().find(|document| document["kind"] == "ConfigMap").unwrap();
     let (conf, warnings) = NetConf::parse(config_map["data"]["net-conf.json"].as_str().unwrap()).unwrap();

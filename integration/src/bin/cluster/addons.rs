@@ -1,12 +1,12 @@
 //! What is applied to every cluster: DNS, and flannel's rights or flannel itself.
 
 use anyhow::{Context, Result};
-use integration::apiserver::SHIPPED_MANIFEST;
+use integration::manifests::{documents, find, kustomize};
 use serde_json::{Value, json};
 
 use crate::enter::Kubectl;
 use crate::images::COREDNS;
-use crate::spec::{DNS, Spec};
+use crate::spec::{Backend, DNS, Spec};
 
 const COREDNS_MANIFEST: &str = include_str!("coredns.yaml");
 
@@ -19,14 +19,15 @@ pub(crate) fn apply(kubectl: &Kubectl<'_>, spec: &Spec) -> Result<()> {
 
 /// What flannel's plugin reads in /etc/cni/net.d, as the manifest we ship has it.
 pub(crate) fn cni_conf() -> Result<String> {
-    let documents = shipped()?;
-    let found = documents.iter().find_map(|document| document["data"]["cni-conf.json"].as_str());
+    let documents = documents(&kustomize(&[])?)?;
+    let found = find(&documents, "ConfigMap")?["data"]["cni-conf.json"].as_str();
     Ok(found.context("the shipped manifest has no cni-conf.json")?.to_owned())
 }
 
 /// The manifest we ship, with this cluster's net-conf.json; without its DaemonSet where the daemon is a process.
 fn flannel(spec: &Spec) -> Result<String> {
-    let mut documents = shipped()?;
+    let components: &[&str] = if spec.backend == Backend::Udp { &["udp"] } else { &[] };
+    let mut documents = documents(&kustomize(components)?)?;
     documents.retain(|document| spec.daemonset || document["kind"] != "DaemonSet");
     for document in &mut documents {
         if let Some(net_conf) = document.pointer_mut("/data/net-conf.json") {
@@ -38,18 +39,13 @@ fn flannel(spec: &Spec) -> Result<String> {
     Ok(texts.join("\n---\n"))
 }
 
-fn shipped() -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(SHIPPED_MANIFEST).context("read the shipped manifest")?;
-    serde_saphyr::from_multiple(&text).context(SHIPPED_MANIFEST)
-}
-
 /// The daemon that runs as a process has a user's certificate instead of a pod's token, and the same rights.
 fn process_binding() -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",
-        "metadata": { "name": "flannel-process" },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "flannel" },
+        "metadata": { "name": "loden-process" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "loden" },
         "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "flannel" }],
     })
 }

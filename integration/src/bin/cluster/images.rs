@@ -80,7 +80,8 @@ fn forget_archives(cache: &Path) {
     }
 }
 
-/// Our own image from the `flanneld` at `binary`, as the shipped Dockerfile makes it: Debian, nftables, iptables, the daemon.
+/// Our own image from the `flanneld` at `binary` and the plugin beside it, as `make image` makes it, but with all of the
+/// userland, from which programs that are no release build load their libraries.
 ///
 /// # Errors
 /// When the disk is full.
@@ -90,6 +91,7 @@ pub(crate) fn flanneld_archive(binary: &Path, to: &Path) -> Result<()> {
     let flanneld = archive.layer(|root| {
         std::fs::create_dir_all(root.join("opt/bin"))?;
         symlink("flanneld", root.join("opt/bin/install-conf"))?;
+        copy(&binary.with_file_name("flannel"), &root.join("flannel"))?;
         copy(binary, &root.join("opt/bin/flanneld"))
     })?;
     archive.image(FLANNELD, &[&tools, &flanneld], &["/opt/bin/flanneld"], &[])?;

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use integration::apiserver::NAMESPACE;
 use integration::{daemon, wait};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -40,11 +41,7 @@ pub(crate) fn up(layout: &Layout, spec: &Spec) -> Result<()> {
     say(&format!("nodes are ready after {}", wait::human(begun.elapsed())));
     ready(layout, &kubectl, &["-n", "kube-system", "rollout", "status", "deployment/coredns", &patience])?;
     if spec.daemonset {
-        ready(
-            layout,
-            &kubectl,
-            &["-n", "kube-flannel", "rollout", "status", "daemonset/kube-flannel-ds", &patience],
-        )?;
+        ready(layout, &kubectl, &["-n", NAMESPACE, "rollout", "status", "daemonset/loden", &patience])?;
     }
     let parts = std::iter::once(supervise::CONTROL.to_owned()).chain(spec.names());
     let memory: Vec<String> =
@@ -91,7 +88,7 @@ fn prepare(layout: &Layout, spec: &Spec) -> Result<()> {
         std::fs::copy(&archive, &inside).with_context(|| format!("make {}", inside.display()))?;
     }
     if spec.daemonset {
-        images::flanneld_archive(&flanneld, &layout.bin().join("flanneld.tar"))?;
+        images::flanneld_archive(daemon::binary()?, &layout.bin().join("flanneld.tar"))?;
     }
     Ok(())
 }

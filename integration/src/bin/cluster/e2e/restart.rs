@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::apiserver::NAMESPACE;
 use integration::netns::Netns;
 use integration::probe::bulk::{End, Stream};
 use integration::probe::loss::LossCounter;
@@ -47,9 +48,7 @@ pub(crate) fn rollout(stage: &Stage<'_>) -> Result<Outcome> {
     let (Some(first), Some(last)) = (pods.first(), pods.last()) else { anyhow::bail!("no pods") };
     let load = Load::start(stage, first, last)?;
     let of_flannel = |verb: &[&str]| {
-        stage
-            .kubectl
-            .run(&[&["-n", "kube-flannel", "rollout"], verb, &["daemonset/kube-flannel-ds"]].concat())
+        stage.kubectl.run(&[&["-n", NAMESPACE, "rollout"], verb, &["daemonset/loden"]].concat())
     };
     of_flannel(&["restart"])?;
     of_flannel(&["status", "--timeout=300s"])?;
