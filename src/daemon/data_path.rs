@@ -94,24 +94,25 @@ impl DataPath {
         ))
     }
 
-    /// Takes datagrams at `endpoint` from now on.
-    pub(super) fn rebind(&mut self, endpoint: Endpoint) -> Result<()> {
+    /// Binds the sockets anew for `endpoint`, all of them or none. The device to start on again, if the threads run.
+    pub(super) fn rebind(&mut self, endpoint: Endpoint) -> Result<Option<TunDevice>> {
         if endpoint == self.endpoint {
-            return Ok(());
+            return Ok(None);
         }
         // An address that stays is taken by the socket that stays.
         let bind = |address| bind(address, endpoint.port, self.framing, self.conf.queues);
-        if endpoint.address != self.endpoint.address {
-            self.socket = bind(endpoint.address)?;
-        }
-        if endpoint.other != self.endpoint.other {
-            self.other = endpoint.other.map(bind).transpose()?;
-        }
-        self.endpoint = endpoint;
-        match self.running.as_ref().map(|running| running.device.clone()) {
-            Some(device) => self.start(&device),
-            None => Ok(()),
-        }
+        let socket = if endpoint.address == self.endpoint.address {
+            self.socket.clone()
+        } else {
+            bind(endpoint.address)?
+        };
+        let other = if endpoint.other == self.endpoint.other {
+            self.other.clone()
+        } else {
+            endpoint.other.map(bind).transpose()?
+        };
+        (self.socket, self.other, self.endpoint) = (socket, other, endpoint);
+        Ok(self.running.as_ref().map(|running| running.device.clone()))
     }
 
     /// Datagrams lost to a full receive buffer since the socket was bound.

@@ -39,6 +39,10 @@ pub(super) struct Forwarding {
     openings: mpsc::UnboundedReceiver<TunDevice>,
     failed: mpsc::UnboundedSender<u32>,
     restarts: Restarts,
+    /// Why the packet threads do not run.
+    stopped: Option<String>,
+    /// The address that the node has and packets cannot be taken at yet, and why.
+    unreached: Option<(ExternalInterface, String)>,
 }
 
 /// Something that happened to it.
@@ -125,15 +129,23 @@ impl Forwarding {
             openings,
             failed,
             restarts: Restarts::default(),
+            stopped: None,
+            unreached: None,
         };
         Ok((slot, forwarding))
     }
 
-    /// The node has another address: takes packets there.
-    pub(super) fn relocate(&mut self, external: &ExternalInterface) -> Result<()> {
-        let outcome = self.data_path.rebind(endpoint(&self.setup, external, self.port)?);
-        self.concerns.set(Code::DataPathDown, outcome.as_ref().err().map(|error| format!("{error:#}")));
-        outcome
+    /// The node has another address: takes packets there. As long as that fails it is tried again by
+    /// [`Forwarding::settle`].
+    pub(super) fn relocate(&mut self, external: &ExternalInterface) {
+        let endpoint = endpoint(&self.setup, external, self.port);
+        let outcome = endpoint.and_then(|endpoint| self.data_path.rebind(endpoint));
+        if let Ok(Some(device)) = &outcome {
+            self.restart(device);
+        }
+        let why = |error| format!("the data path cannot follow the node's address: {error:#}");
+        self.unreached = outcome.err().map(|error| (external.clone(), why(error)));
+        self.tell();
     }
 
     /// The next event; never, where there is no data path.
@@ -146,9 +158,13 @@ impl Forwarding {
         }
     }
 
-    /// Forgets a packet thread that was started again once it has run for a while.
+    /// Tries again what failed because of somebody else, and forgets a packet thread that was started again once it has
+    /// run for a while.
     #[expect(clippy::disallowed_methods, reason = "the wiring place owns the clock")]
     pub(super) fn settle(&mut self) {
+        if let Some((external, _)) = self.unreached.take() {
+            self.relocate(&external);
+        }
         if self.restarts.is_quiet(Instant::now()) {
             self.concerns.clear(Code::PacketThreadRestarted);
         }
@@ -165,7 +181,13 @@ impl Forwarding {
             self.data_path.stop();
             self.reopen(device.index());
         }
-        self.concerns.set(Code::DataPathDown, started.err());
+        self.stopped = started.err();
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let unreached = self.unreached.as_ref().map(|(_, why)| why);
+        self.concerns.set(Code::DataPathDown, self.stopped.as_ref().or(unreached).cloned());
     }
 
     /// Has the kernel side open another device in place of the one with this index, after a pause.
@@ -200,7 +222,8 @@ impl Forwarding {
             self.restart(&device);
             return Ok(());
         }
-        self.concerns.set(Code::DataPathDown, Some(text));
+        self.stopped = Some(text);
+        self.tell();
         // When the device is gone, the kernel's own event is faster and opens the next one at once. When it is there
         // and fails, it is opened again after a pause, and the fresh one comes back to us.
         self.reopen(device.index());

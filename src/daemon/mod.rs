@@ -57,7 +57,6 @@ use crate::adapter::lock::RunLock;
 use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::tasks::{self, Cause, Ends, Tasks};
 use crate::adapter::{control, file, http, sysctl};
-use crate::config::iface::ExternalInterface;
 use crate::config::netconf::NetConf;
 use crate::config::{LeaseSource as Source, Run};
 use crate::plan::Intent;
@@ -253,7 +252,10 @@ async fn work(
             Some(external) = moves.recv() => {
                 // What was sent from the old address is not answered.
                 moved();
-                relocate(external, &mut forwarding, &flow);
+                if let Some(forwarding) = &mut forwarding {
+                    forwarding.relocate(&external);
+                }
+                flow.choose(external);
             }
             _ = fold.tick() => {
                 parts.traffic.fold();
@@ -267,15 +269,6 @@ async fn work(
                 }
             }
         }
-    }
-}
-
-/// Uses another external interface, or another address of it.
-fn relocate(external: ExternalInterface, forwarding: &mut Option<Forwarding>, flow: &Flow) {
-    let relocated = forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.relocate(&external));
-    match relocated {
-        Ok(()) => flow.choose(external),
-        Err(error) => warn!("the data path cannot follow the node's address: {error:#}"),
     }
 }
 

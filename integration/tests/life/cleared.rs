@@ -3,16 +3,21 @@
 //! Other suites bring about the same and look at what becomes of pods; here it is the metric `loden_concerns` and the
 //! two lines that count.
 
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+
 use anyhow::{Result, ensure};
 use integration::fixture::Two;
 use integration::nodes_file::{self, NodeManifest};
+use integration::probe::reach;
 use integration::suite::{Checks, Notes, Suite};
-use integration::topology::{GATEWAY, NETWORK, Node};
+use integration::topology::{Cluster, GATEWAY, NETWORK, Node};
+use integration::{handmade, underlay};
 
 pub(super) fn suite() -> Checks {
     Suite::<Two>::new()
         .check("SubnetFile: something else is in its place", subnet_file)
         .check("NoAddress: the external interface has lost its own", no_address)
+        .check("DataPathDown: at the node's new address somebody else has our port", data_path_down)
         .check("KernelFailing: a foreign route is in the way of ours", kernel_failing)
         .check("ForeignRules: another program rejects what pods send", foreign_rules)
         .check("SourceUnreadable and OwnNode: the file of Nodes is broken, or has ours no more", source)
@@ -62,6 +67,44 @@ fn no_address(two: &mut Two, notes: &Notes) -> Result<()> {
     );
     let cause = || node.ns().ip("address flush dev eth0");
     comes_and_goes(node, notes, "NoAddress", cause, || node.ns().ip(&back))
+}
+
+/// On n1 the port is free after a while; n2 gets back the address that it had.
+fn data_path_down(two: &mut Two, notes: &Notes) -> Result<()> {
+    for (name, number) in [("n1", 61), ("n2", 62)] {
+        let new = Ipv4Addr::new(192, 168, 77, number);
+        let new6 = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, number.into());
+        let node = two.0.node(name)?;
+        node.ns().ip(&format!("address add {new}/32 dev eth0"))?;
+        let occupant = node.ns().run(|| Ok(UdpSocket::bind((new, handmade::PORT))?))?;
+        underlay::renumber(&mut two.0, name, new, new6)?;
+        let daemon = two.0.node(name)?.daemon()?;
+        notes.took("DataPathDown: raised after", daemon.wait_concern("DataPathDown")?);
+        if name == "n1" {
+            drop(occupant);
+            let took = daemon.wait_no_concern("DataPathDown")?;
+            notes.took("DataPathDown: the port is free, cleared after", took);
+            home(&mut two.0, name, new, new6)?;
+        } else {
+            home(&mut two.0, name, new, new6)?;
+            let took = two.0.node(name)?.daemon()?.wait_no_concern("DataPathDown")?;
+            notes.took("DataPathDown: the address is the old one, cleared after", took);
+        }
+        reach::wait_everybody(&two.0)?;
+    }
+    Ok(())
+}
+
+/// Gives a node back its own addresses, in place of those that it has.
+fn home(cluster: &mut Cluster, name: &str, from: Ipv4Addr, from6: Ipv6Addr) -> Result<()> {
+    let node = cluster.node(name)?;
+    node.ns().ip(&format!(
+        "address del {from}/32 dev eth0\naddress del {from}/24 dev eth0\naddress del {from6}/64 dev eth0\n\
+         address add {}/24 dev eth0\naddress add {}/64 dev eth0 nodad\nroute replace default via {GATEWAY}",
+        node.address(),
+        node.address6()
+    ))?;
+    cluster.publish()
 }
 
 fn kernel_failing(two: &mut Two, notes: &Notes) -> Result<()> {
