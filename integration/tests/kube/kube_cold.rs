@@ -199,9 +199,12 @@ fn unwritable(kube: &mut Kube, _: &Notes) -> Result<()> {
     kube.cluster.start_daemon("n1")?;
     kube.cluster.node_mut("n1")?.daemon_mut()?.wait_ready()?;
     kube.wait_ready()?;
-    kube.n1()?.daemon()?.wait_log("cannot be remembered")?;
+    let daemon = kube.n1()?.daemon()?;
+    daemon.wait_concern("CacheUnwritable")?;
     connected(kube)?;
     std::fs::remove_dir_all(&cache)?;
+    daemon.wait_no_concern("CacheUnwritable")?;
+    ensure!(cache.is_file(), "nothing was written");
     Ok(())
 }
 

@@ -207,9 +207,10 @@ fn forbidden(kube: &mut Kube, _: &Notes) -> Result<()> {
     })?;
     create(kube, NodeManifest { name: "mute".into(), ..claiming(&kube.second, &kube.first) })?;
     let daemon = kube.n1()?.daemon()?;
-    daemon.wait_log("refused and odd Nodes get no Event")?;
+    daemon.wait_concern("EventsRefused")?;
     ensure!(daemon.log()?.contains("403"), "the cause is named");
     ensure!(kube.metric("loden_node_events_total", &[("result", "failed")])? >= 1.0);
     kube.wait_traffic(kube.first.pod(7), &kube.first)?;
-    kube.server.delete_node("mute")
+    kube.server.delete_node("mute")?;
+    daemon.wait_no_concern("EventsRefused").map(drop)
 }
