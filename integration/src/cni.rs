@@ -103,7 +103,15 @@ impl Host {
     /// # Errors
     /// The program is missing.
     pub fn ours() -> Result<Self> {
-        let host = Self::bare()?;
+        Self::ours_in(Netns::new("node")?)
+    }
+
+    /// The same on a node that is there already.
+    ///
+    /// # Errors
+    /// The program is missing.
+    pub fn ours_in(netns: Netns) -> Result<Self> {
+        let host = Self::bare_in(netns)?;
         let program = program()?;
         for name in OURS {
             fs::hard_link(&program, host.plugin(name))
@@ -133,9 +141,13 @@ impl Host {
     /// # Errors
     /// The kernel refuses a namespace.
     pub fn bare() -> Result<Self> {
+        Self::bare_in(Netns::new("node")?)
+    }
+
+    fn bare_in(netns: Netns) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         fs::create_dir(dir.path().join("bin"))?;
-        let host = Self { netns: Netns::new("node")?, dir };
+        let host = Self { netns, dir };
         host.write_subnet_env(SUBNET_ENV)?;
         Ok(host)
     }

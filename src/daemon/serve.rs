@@ -1,6 +1,7 @@
 //! Answers of the admin endpoint and of the local socket.
 
 mod routes;
+mod status;
 mod verify;
 
 use std::collections::BTreeSet;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use self::routes::Map;
+use self::status::Status;
 use self::verify::Verify;
 use super::applied::Applied;
 use super::concerns::Concerns;
@@ -82,19 +84,21 @@ impl Admin {
 /// The answers of the local socket.
 pub(super) struct Local {
     map: Map,
+    status: Status,
     verify: Verify,
     log: LogControl,
 }
 
 impl Local {
     pub(super) fn new(parts: &Parts, log: LogControl) -> Self {
-        Self { map: Map::new(parts), verify: Verify::new(parts), log }
+        Self { map: Map::new(parts), status: Status::new(parts), verify: Verify::new(parts), log }
     }
 
     /// Answers a request.
     pub(super) async fn answer(self: Rc<Self>, request: Request, out: Out) -> Result<()> {
         match request {
             Request::Routes => self.map.tell(&out).await,
+            Request::Status => out.send(&self.status.look()).await,
             Request::Verify { repair } => self.verify.tell(repair, &out).await,
             Request::LogLevel { filter } => {
                 config::check_log_filter(&filter).map_err(anyhow::Error::msg)?;

@@ -66,6 +66,11 @@ impl SubnetFile {
         }
     }
 
+    /// What was written last; `None` before the first time.
+    pub(super) fn written(&self) -> Option<String> {
+        self.written.borrow().clone()
+    }
+
     fn render(&self) -> String {
         let (conf, own) = (&self.setup.conf, self.spine.own_prefixes());
         let family = |network: Option<Prefix>| {

@@ -2,11 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
+use super::daemon::Daemon;
 use super::worker::Worker;
 use super::{Answer, Call, Plugin};
-use crate::adapter::cni::{self as effects, Kept};
-use crate::cni::flannel::{FlannelConf, SubnetEnv};
-use crate::cni::{Attachment, CniError, Code, Command, Request};
+use crate::adapter::cni::{self as effects, Kept, Links};
+use crate::cni::bridge::{BridgeConf, ensure_address};
+use crate::cni::flannel::{Delegate, FlannelConf, SubnetEnv};
+use crate::cni::{Attachment, Cidr, CniError, Code, Command, NetConf, Request};
 
 /// See the module.
 pub(super) struct Flannel;
@@ -17,18 +19,20 @@ const DEFAULT_IFNAME: &str = "eth0";
 impl Plugin for Flannel {
     fn add(&self, call: &Call) -> Result<Answer, CniError> {
         let conf = FlannelConf::parse(&call.conf)?;
-        let delegate = conf.delegate(&subnet_env(&conf)?)?;
+        let (env, daemon) = subnet_env(&conf)?;
+        let delegate = conf.delegate(&env)?;
         let worker = Worker::find(&delegate.kind, conf.builtin, &call.request)?;
         let kept = Kept::new(&conf.data_dir);
         let attachment = attachment(&call.request);
         // An ADD of what is attached already must not undo the first one.
         let attached = kept.load(&attachment)?.is_some();
         kept.save(&attachment, &delegate)?;
-        worker.ask(Command::Add, call, delegate.text.as_bytes()).inspect_err(|_| {
+        worker.ask(Command::Add, call, delegate.text.as_bytes()).map_err(|error| {
             // Best effort: the failure of ADD is the one to tell of, and what stays is kept for the runtime's DEL.
             if !attached && worker.ask(Command::Del, call, delegate.text.as_bytes()).is_ok() {
                 let _ = kept.forget(&attachment);
             }
+            free_bridge(call, &delegate, &env, &daemon).err().filter(|_| !attached).unwrap_or(error)
         })
     }
 
@@ -72,7 +76,7 @@ impl Plugin for Flannel {
             }
         }
         // What the delegate holds without our knowing, such as an address whose ADD was killed half way.
-        let collected = subnet_env(&conf).and_then(|env| conf.delegate(&env)).and_then(|delegate| {
+        let collected = subnet_env(&conf).and_then(|(env, _)| conf.delegate(&env)).and_then(|delegate| {
             let input = with_field(&delegate.text, "cni.dev/valid-attachments", Some(&json!(valid)))?;
             Worker::find(&delegate.kind, conf.builtin, &call.request)?
                 .ask(Command::Gc, call, &input)
@@ -84,7 +88,10 @@ impl Plugin for Flannel {
     fn status(&self, call: &Call) -> Result<(), CniError> {
         let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
         let conf = FlannelConf::parse(&call.conf)?;
-        let delegate = subnet_env(&conf).and_then(|env| conf.delegate(&env)).map_err(unavailable)?;
+        let (env, daemon) = subnet_env(&conf).map_err(unavailable)?;
+        let delegate = conf.delegate(&env).map_err(unavailable)?;
+        free_bridge(call, &delegate, &env, &daemon).map_err(unavailable)?;
+        daemon.serves()?;
         let worker = Worker::find(&delegate.kind, conf.builtin, &call.request).map_err(unavailable)?;
         worker.ask(Command::Status, call, delegate.text.as_bytes()).map(drop)
     }
@@ -107,16 +114,46 @@ fn attachment(request: &Request) -> Attachment {
     Attachment { container_id: request.container_id.clone(), ifname: request.ifname.clone() }
 }
 
-fn subnet_env(conf: &FlannelConf) -> Result<SubnetEnv, CniError> {
-    let path = conf.subnet_file.display().to_string();
-    let text = effects::read_if_there(&conf.subnet_file)?.ok_or_else(|| {
-        CniError::new(
+/// What `subnet.env` says, and what the daemon says. Where the file lacks something, the daemon says why.
+fn subnet_env(conf: &FlannelConf) -> Result<(SubnetEnv, Daemon), CniError> {
+    let path = &conf.subnet_file;
+    let shown = path.display();
+    let daemon = Daemon::ask(path);
+    let text = effects::read_if_there(path)?.map(|text| String::from_utf8_lossy(&text).into_owned());
+    let env = match &text {
+        Some(text) => SubnetEnv::parse(text, &shown.to_string()),
+        None => Err(CniError::new(
             Code::TryLater,
-            format!("failed to load flannel 'subnet.env' file: {path} does not exist"),
+            format!("failed to load flannel 'subnet.env' file: {shown} does not exist"),
             "the daemon writes it when it is ready. Check the flannel pod log for this node",
-        )
+        )),
+    };
+    let env = env.map_err(|error| match error.code {
+        Code::TryLater => daemon.explain(error),
+        _ => error,
     })?;
-    SubnetEnv::parse(&String::from_utf8_lossy(&text), &path)
+    daemon.confirm(path, text.as_deref().unwrap_or_default())?;
+    Ok((env, daemon))
+}
+
+/// Whether the bridge is free for the subnets of `subnet.env`. After a node got another podCIDR it keeps the old address.
+///
+/// # Errors
+/// Code 11 with the remedy, and with what the daemon says.
+fn free_bridge(call: &Call, delegate: &Delegate, env: &SubnetEnv, daemon: &Daemon) -> Result<(), CniError> {
+    if delegate.kind != "bridge" {
+        return Ok(());
+    }
+    let conf = BridgeConf::parse(&NetConf::parse(delegate.text.as_bytes())?, &call.request)?;
+    let mut host = Links::open()?;
+    let Some(bridge) = host.find(&conf.bridge)? else { return Ok(()) };
+    let has = host.addresses(&bridge)?;
+    for subnet in [env.subnet, env.subnet6].into_iter().flatten() {
+        let Some(addr) = subnet.nth(1) else { continue };
+        ensure_address(&conf.bridge, &has, Cidr { addr, len: subnet.len() }, conf.force_address)
+            .map_err(|error| CniError { code: Code::TryLater, ..daemon.explain(error) })?;
+    }
+    Ok(())
 }
 
 /// A delegate's configuration with one more field.

@@ -4,6 +4,7 @@
 //! [`crate::adapter::cni`]; there is no runtime, no thread, and one request.
 
 mod bridge;
+mod daemon;
 mod flannel;
 mod host_local;
 mod loopback;

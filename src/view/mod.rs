@@ -6,8 +6,10 @@
 
 mod request;
 mod routes;
+mod status;
 mod verify;
 
 pub use request::Request;
 pub use routes::{DropView, PodView, RouteState, RouteView, RoutesPart, RoutesView, Traffic};
+pub use status::{ConcernView, StatusView};
 pub use verify::{DifferenceView, VerifyPart, VerifyView};

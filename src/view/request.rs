@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// The live map: a [`RoutesView`](super::RoutesView), in parts.
     Routes,
+    /// How the daemon is: a [`StatusView`](super::StatusView).
+    Status,
     /// What the kernel should hold beside what it holds: a [`VerifyView`](super::VerifyView), in parts.
     Verify {
         /// Whether the daemon is to put right what differs, before it says what is left.

@@ -77,7 +77,6 @@ pub(crate) const ROOMS: [Room; 19] = [
         &[
             "config",
             "report",
-            "view",
             "backend",
             "lease",
             "plan",
