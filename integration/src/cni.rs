@@ -253,7 +253,7 @@ impl Host {
         self.run(plugin, &env, conf)
     }
 
-    /// Every file of the plugins' state and what it says, locks left out.
+    /// Every file of the plugins' state and what it says, locks and the mark of the boot left out.
     ///
     /// # Errors
     /// A folder cannot be read.
@@ -295,7 +295,7 @@ fn collect(dir: &Path, shown: &Path, files: &mut BTreeMap<String, String>) -> Re
         let shown = shown.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             collect(&entry.path(), &shown, files)?;
-        } else if entry.file_name() != "lock" {
+        } else if entry.file_name() != "lock" && entry.file_name() != "@boot" {
             files.insert(
                 shown.display().to_string(),
                 String::from_utf8_lossy(&fs::read(entry.path())?).into_owned(),

@@ -1,5 +1,7 @@
 //! `flannel`: tells another plugin, usually `bridge`, what this node's part of the network is.
 
+use std::io::Write as _;
+
 use serde_json::{Map, Value, json};
 
 use super::daemon::Daemon;
@@ -22,6 +24,7 @@ impl Plugin for Flannel {
         let (env, daemon) = subnet_env(&conf)?;
         let delegate = conf.delegate(&env)?;
         let worker = Worker::find(&delegate.kind, conf.builtin, &call.request)?;
+        undo_earlier_boot(&conf, call)?;
         let kept = Kept::new(&conf.data_dir);
         let attachment = attachment(&call.request);
         // An ADD of what is attached already must not undo the first one.
@@ -62,16 +65,7 @@ impl Plugin for Flannel {
         let valid = call.conf.valid_attachments()?;
         let mut failed = None;
         for stale in Kept::new(&conf.data_dir).stale(&valid, DEFAULT_IFNAME)? {
-            // The namespace of a container that is gone is gone, too.
-            let request = Request {
-                command: Command::Del,
-                container_id: stale.container_id.clone(),
-                ifname: stale.ifname.clone(),
-                netns: None,
-                ..call.request.clone()
-            };
-            let call = Call { request, ..call.clone() };
-            if let Err(error) = undo(&conf, &call, &stale) {
+            if let Err(error) = undo_stale(&conf, call, &stale) {
                 failed = Some(error);
             }
         }
@@ -108,6 +102,33 @@ fn undo(conf: &FlannelConf, call: &Call, attachment: &Attachment) -> Result<(), 
         )?;
     }
     kept.forget(attachment)
+}
+
+/// The same for a container that is gone, and so is its namespace.
+fn undo_stale(conf: &FlannelConf, call: &Call, stale: &Attachment) -> Result<(), CniError> {
+    let request = Request {
+        command: Command::Del,
+        container_id: stale.container_id.clone(),
+        ifname: stale.ifname.clone(),
+        netns: None,
+        ..call.request.clone()
+    };
+    undo(conf, &Call { request, ..call.clone() }, stale)
+}
+
+/// Undoes what an earlier boot left, such as reserved addresses. What cannot be undone waits for GC.
+fn undo_earlier_boot(conf: &FlannelConf, call: &Call) -> Result<(), CniError> {
+    let Some(earlier) = Kept::new(&conf.data_dir).earlier_boot()? else { return Ok(()) };
+    for stale in &earlier.attachments {
+        if let Err(error) = undo_stale(conf, call, stale) {
+            let container = &stale.container_id;
+            let _ = writeln!(
+                std::io::stderr(),
+                "flannel: what container {container} of an earlier boot left stays: {error}"
+            );
+        }
+    }
+    earlier.over()
 }
 
 fn attachment(request: &Request) -> Attachment {

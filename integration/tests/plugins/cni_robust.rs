@@ -19,6 +19,7 @@ pub(super) fn suite() -> Checks {
         .check("killed at any moment, then collected: nothing is left", killed)
         .check("two attachments of one container", twice)
         .check("what flannel's own plugin kept is undone", flannels)
+        .check("what a reboot left is undone by the first ADD, and nothing else", rebooted)
         .checks()
 }
 
@@ -139,4 +140,41 @@ fn flannels(_: &mut (), _: &Notes) -> Result<()> {
             .or_else(|error| if verb == "DEL" { Ok(()) } else { Err(error) })?;
     }
     Ok(())
+}
+
+fn rebooted(_: &mut (), _: &Notes) -> Result<()> {
+    let host = Host::ours()?;
+    let conf = host.flannel_conf(&Value::Null);
+    let before = Container::new("before")?;
+    host.ask("ADD", &before, &conf)?.result()?;
+    // A reference plugin has reserved for a container of this boot, and flannel's own has kept what it did.
+    let since = host.bridge_conf("1.0.0", &json!({ "name": "cbr0" }));
+    let since = json!({ "cniVersion": "1.0.0", "name": "cbr0", "type": "host-local", "ipam": since["ipam"] });
+    let reference = Container::new("since")?;
+    host.ask("ADD", &reference, &since)?.result()?;
+    std::fs::write(host.file("flannel").join("since"), r#"{"type":"bridge","name":"cbr0"}"#)?;
+    let owners = || -> Result<BTreeSet<String>> {
+        let files =
+            host.state("networks")?.into_iter().filter(|(name, _)| !name.contains("last_reserved_ip"));
+        Ok(files.filter_map(|(_, owner)| owner.split_whitespace().next().map(str::to_owned)).collect())
+    };
+    let are = |expected: &[&str]| -> Result<()> {
+        let owners = owners()?;
+        ensure!(owners.iter().eq(expected), "addresses are reserved for {owners:?}, not for {expected:?}");
+        Ok(())
+    };
+    let first = Container::new("first")?;
+    host.ask("ADD", &first, &conf)?.result()?;
+    are(&["before", "first", "since"])?;
+    // This is what a reboot changes: the kernel's ID of the boot is another than the one that was kept.
+    std::fs::write(host.file("flannel").join("@boot"), "00000000-0000-0000-0000-000000000000\n")?;
+    let last = Container::new("last")?;
+    host.ask("ADD", &last, &conf)?.result()?;
+    are(&["last", "since"])?;
+    let kept = host.state("flannel")?;
+    ensure!(kept.keys().eq(["last", "last@eth0", "since"]), "{kept:?}");
+    // Within one boot nothing is taken.
+    let next = Container::new("next")?;
+    host.ask("ADD", &next, &conf)?.result()?;
+    are(&["last", "next", "since"])
 }

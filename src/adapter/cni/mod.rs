@@ -8,7 +8,7 @@ pub mod settings;
 mod store;
 
 pub use self::delegates::{Delegates, Found, run};
-pub use self::kept::Kept;
+pub use self::kept::{EarlierBoot, Kept};
 pub use self::links::{Link, Links, Pair};
 pub use self::netns::{Netns, enter};
 pub use self::store::Store;
