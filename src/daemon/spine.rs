@@ -204,3 +204,67 @@ impl Spine {
         cache::render(scope, saved, version, self.known.borrow().index.facts())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend;
+
+    fn spine() -> Spine {
+        Spine::new(IndexConfig {
+            own_node: "own".into(),
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            backend: backend::sample(r#"{"Type": "udp"}"#),
+            managed_only: false,
+        })
+    }
+
+    fn node(name: &str, number: u8) -> NodeFacts {
+        NodeFacts {
+            name: name.into(),
+            pod_cidrs: vec![format!("10.244.{number}.0/24")],
+            internal_ips: vec![[192, 168, 77, number].into()],
+            ..NodeFacts::default()
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+    fn hear(spine: &Spine, event: LeaseEvent) -> Heard {
+        spine.hear(event, Instant::now());
+        spine.take_heard()
+    }
+
+    #[test]
+    fn what_is_heard_is_in_force_when_it_is_asked_for_and_not_before() {
+        let spine = spine();
+        let heard = hear(&spine, News::Reset(vec![node("own", 1), node("n2", 2)]));
+        assert_eq!((heard.change.added, heard.since.len()), (1, 1));
+        assert!(spine.snapshot().peers.is_empty() && !spine.has_own_lease());
+        let before = spine.renew(&[]);
+        assert_eq!((before.peers.len(), spine.snapshot().peers.len()), (0, 1));
+        assert!(spine.take_over_own() && !spine.take_over_own(), "another lease is news once");
+        let heartbeat = hear(&spine, News::Apply(Box::new(node("n2", 2))));
+        assert!(!heartbeat.change.snapshot && heartbeat.since.is_empty());
+    }
+
+    #[test]
+    fn an_own_lease_stays_in_force_without_its_node() {
+        let spine = spine();
+        hear(&spine, News::Apply(Box::new(node("own", 1))));
+        spine.renew(&[]);
+        spine.take_over_own();
+        let own = spine.own_prefixes();
+        hear(&spine, News::Delete("own".into()));
+        spine.renew(&[]);
+        assert!(!spine.take_over_own());
+        assert_eq!(spine.snapshot().own, OwnLease::Missing);
+        assert_eq!(spine.in_force().own, OwnLease::Ready(own.clone()));
+        assert_eq!((spine.own_prefixes(), own.len()), (own, 1));
+    }
+
+    #[test]
+    fn what_was_remembered_has_no_latency() {
+        let heard = hear(&spine(), News::Remembered(vec![node("n2", 2)], "then".into()));
+        assert_eq!((heard.change.added, heard.since.len()), (1, 0));
+    }
+}
