@@ -107,25 +107,40 @@ impl ApiServer {
     /// # Errors
     /// When the manifest is refused or the server does not answer.
     pub fn daemon_token(&self) -> Result<String> {
-        self.token(None)
+        self.apply_shipped_manifest()?;
+        self.token_for(NAMESPACE, SERVICE_ACCOUNT, None)
     }
 
     /// The same, bound to the daemon's pod on `node`, which is made first if there is none: only its record, as no
     /// scheduler and no kubelet run here.
     fn pod_token(&self, node: &str) -> Result<String> {
         self.apply_shipped_manifest()?;
-        let name = format!("loden-{node}");
+        self.token_of_pod(NAMESPACE, SERVICE_ACCOUNT, &format!("loden-{node}"), node)
+    }
+
+    /// A token as the pod `name` on `node` gets it in a namespace that is there, with an account of it; the pod's record
+    /// is made first if there is none.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn token_of_pod(
+        &self,
+        namespace: &'static str,
+        account: &'static str,
+        name: &str,
+        node: &str,
+    ) -> Result<String> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": { "name": name },
             "spec": {
                 "nodeName": node,
                 "hostNetwork": true,
-                "serviceAccountName": SERVICE_ACCOUNT,
+                "serviceAccountName": account,
                 "containers": [{ "name": "flanneld", "image": "loden" }],
             },
         }))?;
-        let uid = self.call(|client| async move {
-            let pods: Api<Pod> = Api::namespaced(client, NAMESPACE);
+        let uid = self.call(move |client| async move {
+            let pods: Api<Pod> = Api::namespaced(client, namespace);
             let known = pods.get_opt(pod.metadata.name.as_deref().unwrap_or_default()).await?;
             let pod = match known {
                 Some(known) => known,
@@ -133,12 +148,13 @@ impl ApiServer {
             };
             Ok::<_, kube::Error>(pod.metadata.uid)
         })?;
-        self.token(Some(BoundObjectReference {
+        let pod = BoundObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
-            name: Some(name),
+            name: Some(name.to_owned()),
             uid,
-        }))
+        };
+        self.token_for(namespace, account, Some(pod))
     }
 
     /// Makes the shipped admission policy one for daemons with another annotation prefix, as its comment says.
@@ -154,8 +170,12 @@ impl ApiServer {
         self.kubectl(&["patch", policy, "--type=json", "-p", &patch.to_string()]).map(drop)
     }
 
-    fn token(&self, bound_object_ref: Option<BoundObjectReference>) -> Result<String> {
-        self.apply_shipped_manifest()?;
+    fn token_for(
+        &self,
+        namespace: &'static str,
+        account: &'static str,
+        bound_object_ref: Option<BoundObjectReference>,
+    ) -> Result<String> {
         let request = TokenRequest {
             // Long enough for any test. A pod's token is renewed by the kubelet, which is not here.
             spec: Some(TokenRequestSpec {
@@ -165,9 +185,9 @@ impl ApiServer {
             }),
             ..TokenRequest::default()
         };
-        let answer = self.call(|client| async move {
-            let accounts: Api<ServiceAccount> = Api::namespaced(client, NAMESPACE);
-            accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await
+        let answer = self.call(move |client| async move {
+            let accounts: Api<ServiceAccount> = Api::namespaced(client, namespace);
+            accounts.create_token_request(account, &PostParams::default(), &request).await
         })?;
         answer.status.and_then(|status| status.token).context("the TokenRequest came back without a token")
     }

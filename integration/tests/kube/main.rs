@@ -12,6 +12,7 @@ mod kube_moves;
 mod kube_own_node;
 mod kube_pods;
 mod kube_start;
+mod takeover;
 
 integration::group!(
     kube_start,
@@ -23,5 +24,6 @@ integration::group!(
     kube_families,
     kube_faults,
     kube_misbehaves,
-    kube_cold
+    kube_cold,
+    takeover
 );

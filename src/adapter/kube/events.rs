@@ -71,7 +71,12 @@ pub async fn run(
             }
             Err(trouble) => {
                 metrics.events.with_label_values(&["failed"]).inc();
-                report(Some(format!("refused and odd Nodes get no Event: {}", api.describe(&trouble))));
+                let grant = (trouble.cause == Cause::Forbidden).then(|| grant(&trouble.detail)).flatten();
+                let grant = grant.map(|command| format!("; this grants it: {command}")).unwrap_or_default();
+                report(Some(format!(
+                    "refused and odd Nodes get no Event: {}{grant}",
+                    api.describe(&trouble)
+                )));
                 if trouble.cause == Cause::Forbidden {
                     LIFE
                 } else {
@@ -82,6 +87,19 @@ pub async fn run(
         due.insert(next.id.clone(), Instant::now() + again);
         tokio::time::sleep(PACE).await;
     }
+}
+
+/// The command that lets the account create Events which the server names in its refusal. flannel's role lacks the right.
+fn grant(refusal: &str) -> Option<String> {
+    let user = refusal.split_once("User \"")?.1.split('"').next()?;
+    let subject = match user.strip_prefix("system:serviceaccount:") {
+        Some(account) => format!("--serviceaccount={account}"),
+        None => format!("--user={user}"),
+    };
+    Some(format!(
+        "kubectl create clusterrole loden-events --verb=create --resource=events && \
+         kubectl create clusterrolebinding loden-events --clusterrole=loden-events {subject}"
+    ))
 }
 
 fn some(of: Duration) -> Duration {
@@ -123,6 +141,19 @@ fn event(notice: &Notice, own: &str, now: jiff::Timestamp) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_names_who_was_refused() {
+        let refusal =
+            |user: &str| format!("events is forbidden: User \"{user}\" cannot create resource \"events\"");
+        let command = grant(&refusal("system:serviceaccount:kube-flannel:flannel")).unwrap();
+        assert!(
+            command.ends_with("--clusterrole=loden-events --serviceaccount=kube-flannel:flannel"),
+            "{command}"
+        );
+        assert!(grant(&refusal("flannel")).unwrap().ends_with("--user=flannel"));
+        assert_eq!(grant("forbidden by a policy"), None);
+    }
 
     #[test]
     fn an_event_is_about_the_node_and_of_bounded_length() {

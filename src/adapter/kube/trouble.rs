@@ -130,7 +130,7 @@ impl Cause {
             Self::Forbidden => (
                 "forbidden",
                 "403, we may not do this",
-                "apply the ClusterRole and ClusterRoleBinding of loden.yml",
+                "bind our account to the rights of the ClusterRole in loden.yml",
             ),
             Self::NotFound => (
                 "not_found",
