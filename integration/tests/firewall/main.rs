@@ -3,8 +3,9 @@
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
 mod conntrack;
+mod crowded;
 mod rules;
 mod rules_modes;
 mod vxlan_doors;
 
-integration::group!(rules, rules_modes, vxlan_doors, conntrack);
+integration::group!(rules, rules_modes, vxlan_doors, conntrack, crowded);
