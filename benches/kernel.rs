@@ -159,6 +159,7 @@ impl Bench {
             backend: self.backend,
             external: self.external,
             external_name: "eth0".into(),
+            narrowest: 1500,
             local: ByFamily { v4: Some(Ipv4Addr::new(172, 20, 255, 254).into()), v6: None },
             networks,
             former: Vec::new(),

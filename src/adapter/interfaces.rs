@@ -1,66 +1,45 @@
 //! The interfaces of this machine, for the choice of the external one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
+use encap::Family;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::netlink::socket::{Announcements, Socket};
-use super::netlink::wire::{Error, Rtnetlink, parts};
+use super::netlink::wire::{Error, Rtnetlink};
 use super::netlink::{local_address, route_device};
-use crate::config::iface::{Address, Interface};
+use crate::config::iface::{Address, DefaultRoute, Interface};
 
-/// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV6_IFADDR`.
-const GROUPS: [u32; 3] = [1, 5, 9];
+/// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`.
+const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
 
-/// The kernel's announcements of addresses that come and go, and of interfaces that go.
-pub struct Changes {
-    announcements: Announcements<Rtnetlink>,
-    /// What has been read and not told yet.
-    heard: VecDeque<Option<u32>>,
-}
+/// The kernel's announcements of interfaces, addresses and routes.
+pub struct Changes(Announcements<Rtnetlink>);
 
 /// Subscribes to them.
 pub fn changes() -> Result<Changes> {
-    let announcements = Announcements::subscribe(&GROUPS).context("cannot subscribe to netlink events")?;
-    Ok(Changes { announcements, heard: VecDeque::new() })
+    Ok(Changes(Announcements::subscribe(&GROUPS).context("cannot subscribe to netlink events")?))
 }
 
 impl Changes {
-    /// The index of the next interface that something happened to; `None` if that cannot be told.
-    pub async fn next(&mut self) -> Option<u32> {
-        loop {
-            if let Some(change) = self.heard.pop_front() {
-                return change;
-            }
-            match self.announcements.next().await {
-                Ok(datagram) => self.heard.extend(changes_in(datagram)),
-                // Announcements were lost.
-                Err(_) => return None,
-            }
-        }
+    /// Waits until something has changed.
+    pub async fn next(&mut self) {
+        // Announcements that were lost are a change, too.
+        let _ = self.0.next().await;
     }
 
     /// Forgets what has been announced until now.
     pub fn skip(&mut self) {
-        self.heard.clear();
-        while self.announcements.waiting().is_some() {}
+        while self.0.waiting().is_some() {}
     }
-}
-
-/// Interfaces that a datagram is about, as [`Changes::next`] tells of them.
-fn changes_in(datagram: &[u8]) -> impl Iterator<Item = Option<u32>> {
-    parts(datagram).filter_map(|part| match part.ok().and_then(|part| part.object::<Message>()) {
-        Some(Message::NewAddress(address) | Message::DelAddress(address)) => Some(Some(address.header.index)),
-        Some(Message::DelLink(link)) => Some(Some(link.header.index)),
-        // Of a link that is there, its addresses are all that counts here.
-        Some(_) => None,
-        None => Some(None),
-    })
 }
 
 fn ask() -> Result<Socket<Rtnetlink>> {
@@ -92,6 +71,8 @@ fn interface(message: Message) -> Option<(u32, Interface)> {
         name: String::new(),
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
+        loopback: link.header.flags.contains(LinkFlags::Loopback),
+        point_to_point: link.header.flags.contains(LinkFlags::Pointopoint),
         addrs: Vec::new(),
     };
     for attribute in link.attributes {
@@ -105,7 +86,7 @@ fn interface(message: Message) -> Option<(u32, Interface)> {
 }
 
 fn address(message: &AddressMessage) -> Option<Address> {
-    let (ip, _) = local_address(message)?;
+    let (ip, len) = local_address(message)?;
     // The header has room for eight flags; newer kernels repeat all of them in an attribute.
     let flags = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Flags(flags) => Some(*flags),
@@ -114,31 +95,31 @@ fn address(message: &AddressMessage) -> Option<Address> {
     let flags = flags.unwrap_or_else(|| AddressFlags::from_bits_truncate(message.header.flags.bits().into()));
     Some(Address {
         ip,
+        len,
         permanent: flags.contains(AddressFlags::Permanent),
         deprecated: flags.contains(AddressFlags::Deprecated),
         // The kernel's name for the flag of temporary (privacy) addresses is shared with secondary ones.
         temporary: ip.is_ipv6() && flags.contains(AddressFlags::Secondary),
+        tentative: flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed)
+            && !flags.contains(AddressFlags::Optimistic),
     })
 }
 
-/// Index of the interface of the default route of the main table with the lowest metric, IPv4 before IPv6.
-pub async fn default_route() -> Result<Option<u32>> {
+/// Default routes of the main table.
+pub async fn default_routes() -> Result<Vec<DefaultRoute>> {
     let mut socket = ask()?;
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+    let mut found = Vec::new();
+    for (family, wanted) in [(Family::V4, AddressFamily::Inet), (Family::V6, AddressFamily::Inet6)] {
         let mut main = RouteMessage::default();
-        main.header.address_family = family;
+        main.header.address_family = wanted;
         main.header.table = RouteHeader::RT_TABLE_MAIN;
         let routes = socket.list(&Message::GetRoute(main)).await.context("cannot list routes")?;
-        let best = routes.iter().filter_map(default_candidate).min();
-        if let Some((_, index)) = best {
-            return Ok(Some(index));
-        }
+        found.extend(routes.iter().filter_map(|route| default_route(route, family)));
     }
-    Ok(None)
+    Ok(found)
 }
 
-/// Metric and interface of a default route.
-fn default_candidate(message: &Message) -> Option<(u32, u32)> {
+fn default_route(message: &Message, family: Family) -> Option<DefaultRoute> {
     let Message::NewRoute(route) = message else { return None };
     let header = &route.header;
     if header.destination_prefix_length != 0
@@ -147,15 +128,52 @@ fn default_candidate(message: &Message) -> Option<(u32, u32)> {
     {
         return None;
     }
-    let metric = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Priority(metric) => Some(*metric),
-        _ => None,
-    });
-    Some((metric.unwrap_or(0), route_device(route)?))
+    let mut found = DefaultRoute { family, metric: 0, devices: devices(route), source: None };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Priority(metric) => found.metric = *metric,
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => found.source = Some((*ip).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => found.source = Some((*ip).into()),
+            _ => {}
+        }
+    }
+    (!found.devices.is_empty()).then_some(found)
+}
+
+/// Indices of the interfaces that a route leaves by, each once; several with ECMP.
+fn devices(route: &RouteMessage) -> Vec<u32> {
+    let mut found: Vec<u32> = route_device(route).into_iter().collect();
+    for attribute in &route.attributes {
+        if let RouteAttribute::MultiPath(hops) = attribute {
+            found.extend(hops.iter().map(|hop| hop.interface_index));
+        }
+    }
+    found.dedup();
+    found
+}
+
+/// Indices of the interfaces that the kernel sends to these addresses by, each once, the most used first. Addresses
+/// without a route have none.
+pub async fn ways(addresses: impl Iterator<Item = IpAddr>) -> Result<Vec<u32>> {
+    let mut socket = ask()?;
+    let mut used = BTreeMap::<u32, usize>::new();
+    for address in addresses {
+        if let Some(route) = route_to(&mut socket, address).await? {
+            devices(&route).into_iter().for_each(|device| *used.entry(device).or_default() += 1);
+        }
+    }
+    let mut ways: Vec<_> = used.into_iter().collect();
+    ways.sort_by_key(|(device, times)| (Reverse(*times), *device));
+    Ok(ways.into_iter().map(|(device, _)| device).collect())
 }
 
 /// Index of the interface that `address` is reached by; `None` when there is no route to it.
 pub async fn reaching(address: IpAddr) -> Result<Option<u32>> {
+    Ok(route_to(&mut ask()?, address).await?.and_then(|route| devices(&route).first().copied()))
+}
+
+/// The route that the kernel would take, as it stands in the table: what it has learned of path MTUs is left out.
+async fn route_to(socket: &mut Socket<Rtnetlink>, address: IpAddr) -> Result<Option<RouteMessage>> {
     let mut request = RouteMessage::default();
     let (family, length) = match address {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -163,9 +181,10 @@ pub async fn reaching(address: IpAddr) -> Result<Option<u32>> {
     };
     request.header.address_family = family;
     request.header.destination_prefix_length = length;
+    request.header.flags = RouteFlags::FibMatch;
     request.attributes.push(RouteAttribute::Destination(address.into()));
-    match ask()?.find(&Message::GetRoute(request)).await {
-        Ok(Some(Message::NewRoute(route))) => Ok(route_device(&route)),
+    match socket.find(&Message::GetRoute(request)).await {
+        Ok(Some(Message::NewRoute(route))) => Ok(Some(route)),
         // "Network is unreachable" is an answer too.
         Ok(_) | Err(Error::Refused(_)) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot look up the route to {address}")),

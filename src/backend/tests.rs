@@ -219,6 +219,7 @@ fn what_contradicts_the_interface_is_named_before_the_kernel_is_touched() {
         index: 2,
         name: "eth0".to_owned(),
         mtu: 1500,
+        narrowest: 1500,
         addr: Some([192, 168, 77, 1].into()),
         addr6: None,
         public_ip: Some(public.parse().unwrap()),

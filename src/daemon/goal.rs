@@ -56,6 +56,7 @@ impl Goal {
             backend: *backend,
             external: external.index,
             external_name: external.name.clone(),
+            narrowest: external.narrowest,
             local: ByFamily { v4: external.addr.map(IpAddr::V4), v6: external.addr6.map(IpAddr::V6) },
             networks: conf.networks(),
             former: former.clone(),

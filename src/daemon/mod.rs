@@ -44,6 +44,7 @@ use self::applied::Applied;
 use self::flow::Flow;
 use self::forwarding::{Forwarding, Tunnel};
 use self::gauges::Doors;
+use self::interface::Search;
 use self::memory::{Memory, Recalling};
 use self::parts::Parts;
 use self::passes::PassReport;
@@ -56,7 +57,7 @@ use crate::adapter::kube::{KubeNodes, KubePods};
 use crate::adapter::lock::RunLock;
 use crate::adapter::nodes_file::NodesFile;
 use crate::adapter::tasks::{self, Cause, Ends, Tasks};
-use crate::adapter::{control, file, http, sysctl};
+use crate::adapter::{control, file, http, interfaces, sysctl};
 use crate::config::netconf::NetConf;
 use crate::config::{LeaseSource as Source, Run};
 use crate::plan::Intent;
@@ -207,15 +208,21 @@ async fn work(
     let Parts { setup, spine, metrics, concerns, .. } = parts;
     let flow = Rc::new(Flow::new(parts));
     // What can be refused without knowing the own lease is refused at once.
-    if interface::asked_for(&setup.args) {
-        interface::external(&setup.args, None).await?;
+    let mut search = Search::new(parts);
+    if search.is_asked_for() {
+        search.check_flags().await?;
     }
+    let mut changes = interfaces::changes().context("cannot follow the node's addresses")?;
     while !spine.has_own_lease() {
         leases::hear(source.next().await, spine, concerns, metrics);
         flow.adopt_heard();
     }
+    tasks.spawn("table", pace::adopt(spine.clone(), flow.clone()));
+    // A task of its own: a source that is asked anew after every other event would lose its place, and its many events
+    // are nothing to the loop below.
+    tasks.spawn("leases", leases::follow(source, spine.clone(), concerns.clone(), metrics.clone()));
+    let external = search.first(&mut changes).await?;
     let facts = spine.own_facts();
-    let external = interface::external(&setup.args, facts.as_deref()).await?;
     info!(name = external.name, mtu = external.mtu, reason = external.reason, "external interface");
     setup.backend.check_interface(&external, &setup.conf.networks())?;
     let (slot, mut forwarding) = match Tunnel::new(setup, &external, facts.as_deref())? {
@@ -237,23 +244,22 @@ async fn work(
     let kernel = LinuxKernel::new(firewall, slot)?;
     flow.choose(external);
     let (found, mut moves) = mpsc::unbounded_channel();
-    tasks.spawn("interface", roaming::roam(Roaming::new(parts), found));
+    tasks.spawn("interface", roaming::roam(Roaming::new(parts, search), changes, found));
     let report = PassReport::new(spine.clone(), metrics.clone(), concerns.clone());
     let goals = parts.goal.subscribe();
     tasks.spawn("kernel", program(kernel, goals, parts.applied.clone(), report, flow.clone()));
-    tasks.spawn("table", pace::adopt(spine.clone(), flow.clone()));
-    // A task of its own: a source that is asked anew after every other event would lose its place, and its many events
-    // are nothing to the loop below.
-    tasks.spawn("leases", leases::follow(source, spine.clone(), concerns.clone(), metrics.clone()));
     let mut fold = tokio::time::interval(FOLD);
     loop {
         tokio::select! {
             event = Forwarding::event(&mut forwarding) => event.handle(&mut forwarding)?,
             Some(external) = moves.recv() => {
-                // What was sent from the old address is not answered.
-                moved();
-                if let Some(forwarding) = &mut forwarding {
-                    forwarding.relocate(&external);
+                let before = parts.underlay.below();
+                if before.is_none_or(|before| !before.external.sends_as(&external)) {
+                    // What was sent from the old address is not answered.
+                    moved();
+                    if let Some(forwarding) = &mut forwarding {
+                        forwarding.relocate(&external);
+                    }
                 }
                 flow.choose(external);
             }

@@ -1,120 +1,144 @@
-//! The external interface while the daemon runs: its address may change, and it may go and another take its place.
+//! The external interface while the daemon runs: its address may change, it may go and another take its place, and what
+//! should be may come back.
 
-use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use encap::Family;
+use anyhow::Result;
 use tokio::sync::mpsc;
-use tracing::info;
+use tokio::time::timeout;
+use tracing::{debug, info};
 
 use super::concerns::Concerns;
-use super::interface;
+use super::interface::Search;
 use super::parts::Parts;
 use super::setup::Setup;
 use super::spine::Spine;
 use super::underlay::Underlay;
-use crate::adapter::interfaces::{self, Changes};
-use crate::config::iface::{ExternalInterface, Interface};
+use crate::adapter::interfaces::Changes;
+use crate::config::iface::{Decision, ExternalInterface};
+use crate::lease::Snapshot;
 use crate::report::Code;
 
 /// An address that is replaced is gone for a moment.
 const SETTLE: Duration = Duration::from_millis(200);
-/// One that a DHCP client takes away and gives back is gone for longer. Only then is another interface looked for.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Without an interface to use, it is looked for again although nobody announced a change.
-const RETRY: Duration = Duration::from_secs(5);
+/// Between two looks: where many pods start, something is announced all the time.
+const REST: Duration = Duration::from_millis(800);
+/// How often to see whether the Nodes are others.
+const GLANCE: Duration = Duration::from_secs(1);
 
-/// Looks whether the external interface can still be used.
+/// Looks whether the external interface is still the right one.
 pub(super) struct Roaming {
     setup: Rc<Setup>,
     spine: Rc<Spine>,
     underlay: Rc<Underlay>,
     concerns: Concerns,
+    search: Search,
+    /// The map at the last look.
+    seen: Option<Arc<Snapshot>>,
+    /// How long to wait until the next one, if nothing happens.
+    pause: Option<Duration>,
 }
 
 impl Roaming {
-    pub(super) fn new(parts: &Parts) -> Self {
+    pub(super) fn new(parts: &Parts, search: Search) -> Self {
         Self {
             setup: parts.setup.clone(),
             spine: parts.spine.clone(),
             underlay: parts.underlay.clone(),
             concerns: parts.concerns.clone(),
+            search,
+            seen: None,
+            pause: None,
         }
+    }
+
+    /// Waits until something may matter: the kernel announces a change, the Nodes are others, or the pause is over.
+    async fn wait(&mut self, changes: &mut Changes) {
+        let limit = tokio::time::sleep(self.pause.unwrap_or(Duration::MAX));
+        tokio::pin!(limit);
+        loop {
+            let map = self.spine.snapshot();
+            if self.seen.replace(map.clone()).is_none_or(|seen| !Arc::ptr_eq(&seen, &map)) {
+                return;
+            }
+            tokio::select! {
+                () = &mut limit => return,
+                announced = timeout(GLANCE, changes.next()) => if announced.is_ok() {
+                    tokio::time::sleep(SETTLE).await;
+                    changes.skip();
+                    return;
+                },
+            }
+        }
+    }
+
+    /// Looks once. `Some` is another interface to use, or another address of it.
+    async fn look(&mut self) -> Option<ExternalInterface> {
+        let below = self.underlay.below()?;
+        let now = &below.external;
+        let (trouble, remark, next) = match self.search.look(Some(now)).await {
+            Ok(Decision::Use { external, remark }) => {
+                self.pause = None;
+                match self.check(now, external) {
+                    Ok(next) => (None, remark, next),
+                    Err(text) => (Some(text), remark, None),
+                }
+            }
+            Ok(Decision::Wait { text, at_most }) => {
+                self.pause = Some(self.search.rest(at_most));
+                (Some(text), None, None)
+            }
+            Ok(Decision::Refused(error)) => {
+                self.pause = Some(self.search.rest(None));
+                (Some(error.to_string()), None, None)
+            }
+            // What cannot be told changes nothing: it is looked at again.
+            Err(error) => {
+                debug!("the external interface cannot be looked at: {error:#}");
+                self.pause = Some(REST);
+                return None;
+            }
+        };
+        let trouble = trouble.map(|text| format!("the node's address is gone: {text}"));
+        self.concerns.set(Code::NoAddress, trouble);
+        self.concerns.set(Code::AddressInDoubt, remark);
+        next
+    }
+
+    /// `next` if it is another than `now`, or why it cannot be used.
+    fn check(
+        &self,
+        now: &ExternalInterface,
+        next: ExternalInterface,
+    ) -> Result<Option<ExternalInterface>, String> {
+        if next.is_same_as(now) {
+            return Ok(None);
+        }
+        let networks = self.setup.conf.networks();
+        self.setup.backend.check_interface(&next, &networks).map_err(|error| error.to_string())?;
+        if next.address().is_none() {
+            return Err(format!("{} has no address", next.name));
+        }
+        info!(name = next.name, address = ?next.address(), mtu = next.narrowest, reason = next.reason, "the external interface changed");
+        Ok(Some(next))
     }
 }
 
 /// Says when another interface or address has to be used, for as long as anybody listens.
-///
-/// # Errors
-/// The kernel does not announce changes of addresses.
-pub(super) async fn roam(roaming: Roaming, moved: mpsc::UnboundedSender<ExternalInterface>) -> Result<()> {
-    let mut changes = interfaces::changes().context("cannot follow the node's addresses")?;
+pub(super) async fn roam(
+    mut roaming: Roaming,
+    mut changes: Changes,
+    moved: mpsc::UnboundedSender<ExternalInterface>,
+) -> Result<()> {
     while !moved.is_closed() {
-        wait(&mut changes, &roaming).await;
-        let looked = look(&roaming).await;
-        let trouble = match looked {
-            Ok(None) => None,
-            Ok(Some(external)) => {
-                info!(name = external.name, address = ?external.address(), reason = external.reason, "the external interface changed");
-                let _ = moved.send(external);
-                // Whoever listens has to take it over before the next look.
-                tokio::time::sleep(SETTLE).await;
-                None
-            }
-            Err(error) => Some(format!("the node's address is gone: {error:#}")),
-        };
-        roaming.concerns.set(Code::NoAddress, trouble);
+        roaming.wait(&mut changes).await;
+        if let Some(next) = roaming.look().await {
+            let _ = moved.send(next);
+        }
+        // Whoever listens has to take it over before the next look.
+        tokio::time::sleep(REST).await;
     }
     Ok(())
-}
-
-/// Waits for something that may matter.
-async fn wait(changes: &mut Changes, roaming: &Roaming) {
-    loop {
-        let lost = roaming.concerns.here(Code::NoAddress).is_some();
-        let Ok(device) = tokio::time::timeout(RETRY, changes.next()).await else {
-            if lost { return } else { continue }
-        };
-        let ours = roaming.underlay.below().map(|below| below.external.index);
-        if lost || device.is_none() || device == ours {
-            tokio::time::sleep(SETTLE).await;
-            changes.skip();
-            return;
-        }
-    }
-}
-
-/// What to use in place of the present interface, if that cannot be used any more.
-async fn look(roaming: &Roaming) -> Result<Option<ExternalInterface>> {
-    let Roaming { setup, spine, underlay, .. } = roaming;
-    let Some(below) = underlay.below() else { return Ok(None) };
-    let (now, families) = (&below.external, setup.families());
-    let interfaces = interfaces::list().await?;
-    if holds(&interfaces, now, &families) {
-        return Ok(None);
-    }
-    if !interfaces.iter().any(|interface| interface.index == now.index && interface.has_address()) {
-        tokio::time::sleep(PATIENCE).await;
-        if holds(&interfaces::list().await?, now, &families) {
-            return Ok(None);
-        }
-    }
-    let facts = spine.own_facts();
-    let next = interface::external(&setup.args, facts.as_deref()).await?;
-    setup.backend.check_interface(&next, &setup.conf.networks())?;
-    next.address().context("no interface has an address")?;
-    Ok(Some(next))
-}
-
-/// Whether every address in use is still there, and none has come back of a family that lost its own.
-fn holds(interfaces: &[Interface], external: &ExternalInterface, families: &[Family]) -> bool {
-    let addresses = [external.addr.map(IpAddr::V4), external.addr6.map(IpAddr::V6)];
-    interfaces.iter().filter(|interface| interface.index == external.index).any(|interface| {
-        let held = |ip| interface.addrs.iter().any(|address| address.ip == ip);
-        let missing = |family: &&Family| external.addresses(**family).is_none();
-        addresses.into_iter().flatten().all(held)
-            && !families.iter().filter(missing).any(|family| interface.has_address_of(*family))
-    })
 }

@@ -208,7 +208,10 @@ impl Build<'_> {
             let link = settled.links.get(&Device::Tunnel(underlay));
             return Ok(link.map_or(settled.mtu.into(), |link| link.mtu));
         };
-        let mtu = self.intent.backend.tunnel_mtu(underlay, external, carried)?;
+        let backend = &self.intent.backend;
+        // One odd way to one peer is no reason to do without a tunnel.
+        let narrow = backend.tunnel_mtu(underlay, external.min(self.intent.narrowest), carried);
+        let mtu = narrow.or_else(|_| backend.tunnel_mtu(underlay, external, carried))?;
         self.desired.mtu = self.desired.mtu.min(mtu);
         Ok(mtu.into())
     }

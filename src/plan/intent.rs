@@ -23,6 +23,8 @@ pub struct Intent {
     pub external: u32,
     /// Its name, for people.
     pub external_name: String,
+    /// The least MTU, in bytes, of the interfaces by which the kernel sends to peers.
+    pub narrowest: u32,
     /// Its addresses: where outer packets come from.
     pub local: ByFamily<Option<IpAddr>>,
     /// Cluster networks.

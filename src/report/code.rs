@@ -60,6 +60,8 @@ codes! {
     Starting: Broken, "" / "", "";
     /// The leases are those that an earlier daemon knew; the source has said nothing yet.
     StartedFromCache: Degraded, "" / "", "the source of leases says what holds again";
+    /// Peers are told an address that is none of our Node's, and nobody asked for it.
+    AddressInDoubt: Degraded, "" / "", "the address that peers are told is the Node's again";
     /// The Node of this daemon is gone or not usable; the last good lease stays in force.
     OwnNode: Degraded, "" / "", "the own Node is in order again";
     /// The source of leases cannot be read; the last known leases stay in force.

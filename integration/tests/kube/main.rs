@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests of the lab are side effects throughout")]
 
+mod kube_address;
 mod kube_cold;
 mod kube_events;
 mod kube_families;
@@ -20,6 +21,7 @@ integration::group!(
     kube_map,
     kube_events,
     kube_moves,
+    kube_address,
     kube_pods,
     kube_families,
     kube_faults,

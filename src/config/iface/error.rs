@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Interface, Wish};
+use super::{Flags, Interface};
 use crate::config::excerpt;
 
 /// Nothing fits. Each text ends with the interfaces there are.
@@ -31,17 +31,6 @@ pub enum IfaceError {
         /// Interfaces and their addresses.
         available: String,
     },
-    /// Nothing was asked for, and nothing suggests itself.
-    #[error(
-        "no interface holds {tried}, and there is no default route over an interface with a usable address; there are: \
-         {available}. Name one with --iface"
-    )]
-    NoDefault {
-        /// The addresses that were looked for.
-        tried: String,
-        /// Interfaces and their addresses.
-        available: String,
-    },
     /// The interface says its MTU is 0.
     #[error("interface {name} has an MTU of 0; set its MTU, or name another interface with --iface")]
     NoMtu {
@@ -54,41 +43,32 @@ pub enum IfaceError {
 const LISTED: usize = 16;
 
 impl IfaceError {
-    pub(super) fn no_match(wish: &Wish<'_>, interfaces: &[&Interface]) -> Self {
-        let iface = wish.iface.iter().map(|name| format!("--iface {}", excerpt(name)));
-        let regex = wish.iface_regex.iter().map(|regex| format!("--iface-regex {}", excerpt(regex.as_str())));
-        let reach = wish.can_reach.iter().map(|(ip, _)| format!("--iface-can-reach {ip}"));
+    pub(super) fn no_match(flags: &Flags<'_>, interfaces: &[&Interface]) -> Self {
+        let iface = flags.iface.iter().map(|name| format!("--iface {}", excerpt(name)));
+        let regex =
+            flags.iface_regex.iter().map(|regex| format!("--iface-regex {}", excerpt(regex.as_str())));
+        let reach = flags.can_reach.iter().map(|(ip, _)| format!("--iface-can-reach {ip}"));
         let asked = iface.chain(regex).chain(reach).collect::<Vec<_>>().join(" or ");
-        Self::NoMatch { asked, available: available(interfaces) }
+        Self::NoMatch { asked, available: Self::available(interfaces) }
     }
 
     pub(super) fn no_holder(flag: &'static str, ip: IpAddr, interfaces: &[&Interface]) -> Self {
-        Self::NoHolder { flag, ip, available: available(interfaces) }
+        Self::NoHolder { flag, ip, available: Self::available(interfaces) }
     }
 
-    pub(super) fn no_default(wish: &Wish<'_>, interfaces: &[&Interface]) -> Self {
-        let tried: Vec<_> = wish.annotated.iter().chain(wish.internal_ips).map(ToString::to_string).collect();
-        let tried = if tried.is_empty() {
-            "an address of our Node (it has none)".to_owned()
-        } else {
-            tried.join(" or ")
-        };
-        Self::NoDefault { tried, available: available(interfaces) }
+    /// `eth0 (192.168.77.1), wlan0 (down, no address)`; those with addresses first.
+    pub(super) fn available(interfaces: &[&Interface]) -> String {
+        if interfaces.is_empty() {
+            return "none at all".to_owned();
+        }
+        let mut sorted = interfaces.to_vec();
+        sorted.sort_by_key(|interface| (interface.addrs.is_empty(), interface.index));
+        let mut out: Vec<_> = sorted.iter().take(LISTED).map(|interface| describe(interface)).collect();
+        if sorted.len() > LISTED {
+            out.push(format!("and {} more", sorted.len() - LISTED));
+        }
+        out.join(", ")
     }
-}
-
-/// `eth0 (192.168.77.1), wlan0 (down, no address)`; those with addresses first.
-fn available(interfaces: &[&Interface]) -> String {
-    if interfaces.is_empty() {
-        return "none at all".to_owned();
-    }
-    let mut sorted = interfaces.to_vec();
-    sorted.sort_by_key(|interface| (interface.addrs.is_empty(), interface.index));
-    let mut out: Vec<_> = sorted.iter().take(LISTED).map(|interface| describe(interface)).collect();
-    if sorted.len() > LISTED {
-        out.push(format!("and {} more", sorted.len() - LISTED));
-    }
-    out.join(", ")
 }
 
 fn describe(interface: &Interface) -> String {

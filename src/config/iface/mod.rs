@@ -1,28 +1,36 @@
 //! The external interface: the one whose address other nodes send to.
 //!
-//! A choice over plain values. The caller lists the interfaces and asks the kernel for routes; what
-//! is chosen, and why, is decided here, in this order:
+//! A decision over plain values. The caller lists the interfaces and asks the kernel for routes; what is chosen, what is
+//! waited for, and what people are told is decided here by [`decide`]. What should be is looked for in this order:
 //!
-//! 1. flags: every `--iface` (address or name), every `--iface-regex`, `--iface-can-reach`; without
-//!    any of these, the holder of `--public-ip`;
-//! 2. the holder of the address in our own public-ip annotation, so that an upgrade does not move
-//!    the node to another interface;
-//! 3. the holder of the Node's InternalIP;
-//! 4. the interface of the default route.
+//! 1. flags: every `--iface` (address or name), every `--iface-regex`, `--iface-can-reach`; without any of these, the
+//!    holder of `--public-ip`, or of the node-public-ip annotation, which wins over the flag;
+//! 2. the holder of the address in our own public-ip annotation, if a flannel wrote it: an upgrade does not move the node to
+//!    another interface. What a Loden wrote is no evidence: a wrong choice would confirm itself for ever;
+//! 3. the holder of an InternalIP of our Node;
+//! 4. for a Node that lists no InternalIP, the interface of the default route.
+//!
+//! Where what should be is missing, it is waited for, and after a while the interface of the default route stands in. It is
+//! looked for again each time: whatever stands in gives way as soon as what should be is there.
 
+mod decide;
 mod error;
+#[cfg(test)]
+mod situations;
 #[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use encap::Family;
 use regex::Regex;
 
+pub use decide::decide;
 pub use error::IfaceError;
 
 /// A network interface of this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {
     /// Kernel index.
     pub index: u32,
@@ -32,6 +40,10 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it leads nowhere but to this machine (`IFF_LOOPBACK`).
+    pub loopback: bool,
+    /// Whether there is exactly one other end (`IFF_POINTOPOINT`), so that an address of full length is a usual one.
+    pub point_to_point: bool,
     /// Its addresses, in the kernel's order.
     pub addrs: Vec<Address>,
 }
@@ -41,47 +53,119 @@ pub struct Interface {
 pub struct Address {
     /// The address.
     pub ip: IpAddr,
+    /// Length of its prefix in bits.
+    pub len: u8,
     /// Not learned with a lifetime (DHCP, router advertisement).
     pub permanent: bool,
     /// Beyond its preferred lifetime: not to be used for anything new.
     pub deprecated: bool,
     /// An IPv6 privacy address.
     pub temporary: bool,
+    /// The kernel still asks, or knows, whether another machine has it: nothing can be sent from it.
+    pub tentative: bool,
 }
 
-/// What the choice depends on.
+/// A default route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Its family.
+    pub family: Family,
+    /// Its metric; the kernel takes the lowest.
+    pub metric: u32,
+    /// Indices of the interfaces it leaves by: several with ECMP.
+    pub devices: Vec<u32>,
+    /// The source address that it prefers.
+    pub source: Option<IpAddr>,
+}
+
+/// What the command line asks for.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wish<'a> {
+pub struct Flags<'a> {
     /// `--iface`, addresses or names.
     pub iface: &'a [String],
     /// `--iface-regex`.
     pub iface_regex: &'a [Regex],
     /// `--iface-can-reach`: the address, and the index of the interface the kernel routes it to.
     pub can_reach: Option<(IpAddr, Option<u32>)>,
-    /// `--public-ip`, or the node-public-ip annotation, which wins over the flag.
+    /// `--public-ip`.
     pub public_ip: Option<Ipv4Addr>,
-    /// `--public-ipv6`, or the node-public-ipv6 annotation.
+    /// `--public-ipv6`.
     pub public_ip6: Option<Ipv6Addr>,
-    /// The addresses in our own public-ip and public-ipv6 annotations.
-    pub annotated: &'a [IpAddr],
-    /// The Node's InternalIPs.
-    pub internal_ips: &'a [IpAddr],
-    /// Index of the interface of the default route.
-    pub default_route: Option<u32>,
 }
 
-/// The choice.
+/// What our own Node says.
+#[derive(Debug, Clone, Default)]
+pub struct OwnNode {
+    /// The node-public-ip annotation.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The node-public-ipv6 annotation.
+    pub public_ip6: Option<Ipv6Addr>,
+    /// Families of which public-ip-overwrite or public-ipv6-overwrite says what peers are told.
+    pub overwritten: Vec<Family>,
+    /// The addresses in its public-ip and public-ipv6 annotations.
+    pub annotated: Vec<IpAddr>,
+    /// Whether a Loden wrote those, not a flannel.
+    pub annotated_by_loden: bool,
+    /// Its InternalIPs.
+    pub internal_ips: Vec<IpAddr>,
+    /// All of its `status.addresses`.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Everything that the decision depends on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Situation<'a> {
+    /// The command line.
+    pub flags: Flags<'a>,
+    /// Our own Node; `None` while it is not known.
+    pub node: Option<&'a OwnNode>,
+    /// The interfaces of this machine.
+    pub interfaces: &'a [Interface],
+    /// Its default routes.
+    pub default_routes: &'a [DefaultRoute],
+    /// Indices of the interfaces by which the kernel sends to other nodes now; empty while none is known.
+    pub ways: &'a [u32],
+    /// What is in use.
+    pub now: Option<&'a ExternalInterface>,
+    /// For how long what should be has been missing.
+    pub missing_for: Duration,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Use this.
+    Use {
+        /// What to use.
+        external: ExternalInterface,
+        /// What people should know: the address that peers are told is none of the Node's.
+        remark: Option<String>,
+    },
+    /// Nothing can be used yet.
+    Wait {
+        /// What is waited for, and what to do if it does not come.
+        text: String,
+        /// For how long it can be waited for, from when it was missed on; then something else is taken.
+        at_most: Option<Duration>,
+    },
+    /// What the command line asks for is not there.
+    Refused(IfaceError),
+}
+
+/// The external interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalInterface {
-    /// Kernel index.
+    /// Kernel index of the interface that packets for peers leave by.
     pub index: u32,
     /// Name.
     pub name: String,
     /// MTU in bytes, not 0.
     pub mtu: u32,
-    /// Its IPv4 address. At least one family has one.
+    /// The least MTU, in bytes, of this and all other interfaces by which the kernel sends to peers.
+    pub narrowest: u32,
+    /// The IPv4 address that packets come from. At least one family has one.
     pub addr: Option<Ipv4Addr>,
-    /// Its IPv6 address; never link-local, which peers could not reach.
+    /// The IPv6 address; never link-local, which peers could not reach.
     pub addr6: Option<Ipv6Addr>,
     /// The IPv4 address peers are told: the wish, else `addr`.
     pub public_ip: Option<Ipv4Addr>,
@@ -89,130 +173,6 @@ pub struct ExternalInterface {
     pub public_ip6: Option<Ipv6Addr>,
     /// Why this one, as a sentence for people.
     pub reason: String,
-}
-
-/// Chooses the external interface.
-///
-/// # Errors
-///
-/// Nothing fits: the error names what was asked for and lists the interfaces there are.
-pub fn choose(interfaces: &[Interface], wish: &Wish<'_>) -> Result<ExternalInterface, IfaceError> {
-    let host = Host::new(interfaces);
-    let found = if wish.iface.is_empty() && wish.iface_regex.is_empty() && wish.can_reach.is_none() {
-        host.unflagged(wish)?
-    } else {
-        host.flagged(wish)?
-    };
-    found.finish(wish)
-}
-
-/// An interface, the address that singled it out if one did, and why.
-struct Found<'i> {
-    interface: &'i Interface,
-    by: Option<IpAddr>,
-    reason: String,
-}
-
-/// The interfaces, those that are up first.
-struct Host<'i> {
-    interfaces: Vec<&'i Interface>,
-}
-
-impl<'i> Host<'i> {
-    fn new(interfaces: &'i [Interface]) -> Self {
-        let mut interfaces: Vec<_> = interfaces.iter().collect();
-        interfaces.sort_by_key(|interface| (!interface.up, interface.index));
-        Self { interfaces }
-    }
-
-    fn flagged(&self, wish: &Wish<'_>) -> Result<Found<'i>, IfaceError> {
-        let named = wish.iface.iter().find_map(|asked| self.by_ip_or_name(asked));
-        let matched = || wish.iface_regex.iter().find_map(|regex| self.by_regex(regex));
-        let reaching = || {
-            let (target, index) = wish.can_reach?;
-            self.by_index(index?, || format!("routes to --iface-can-reach {target}"))
-        };
-        named.or_else(matched).or_else(reaching).ok_or_else(|| IfaceError::no_match(wish, &self.interfaces))
-    }
-
-    fn unflagged(&self, wish: &Wish<'_>) -> Result<Found<'i>, IfaceError> {
-        let public = wish.public_ip.map(IpAddr::V4).or(wish.public_ip6.map(IpAddr::V6));
-        if let Some(ip) = public {
-            let flag = if ip.is_ipv4() { "--public-ip" } else { "--public-ipv6" };
-            return self.holder(ip, flag).ok_or_else(|| IfaceError::no_holder(flag, ip, &self.interfaces));
-        }
-        let annotated = wish.annotated.iter().find_map(|ip| self.holder(*ip, "our public-ip annotation's"));
-        let internal = || wish.internal_ips.iter().find_map(|ip| self.holder(*ip, "the Node's InternalIP"));
-        let default = || self.by_index(wish.default_route?, || "has the default route".to_owned());
-        annotated
-            .or_else(internal)
-            .or_else(default)
-            .ok_or_else(|| IfaceError::no_default(wish, &self.interfaces))
-    }
-
-    /// Whoever holds `ip`. Loopback is on every machine and says nothing.
-    fn holder(&self, ip: IpAddr, whose: &str) -> Option<Found<'i>> {
-        let ip = ip.to_canonical();
-        let holds = |interface: &&&Interface| interface.addrs.iter().any(|addr| addr.ip == ip);
-        let interface = self.interfaces.iter().filter(|_| !ip.is_loopback()).find(holds)?;
-        Some(Found { interface, by: Some(ip), reason: format!("{whose} {ip} is on {}", interface.name) })
-    }
-
-    fn by_ip_or_name(&self, asked: &str) -> Option<Found<'i>> {
-        if let Ok(ip) = asked.parse::<IpAddr>() {
-            return self.holder(ip, "--iface");
-        }
-        let interface = self.interfaces.iter().find(|i| i.name == asked && i.has_address())?;
-        Some(Found { interface, by: None, reason: format!("--iface names {asked}") })
-    }
-
-    /// All addresses are tried before any name, as in flannel.
-    fn by_regex(&self, regex: &Regex) -> Option<Found<'i>> {
-        for interface in &self.interfaces {
-            let matching = |addr: &&Address| addr.usable() && regex.is_match(&addr.ip.to_string());
-            if let Some(ip) = interface.preferred(matching) {
-                let reason = format!("--iface-regex {regex} matches {ip} on {}", interface.name);
-                return Some(Found { interface, by: Some(ip), reason });
-            }
-        }
-        let interface = self.interfaces.iter().find(|i| regex.is_match(&i.name) && i.has_address())?;
-        Some(Found {
-            interface,
-            by: None,
-            reason: format!("--iface-regex {regex} matches {}", interface.name),
-        })
-    }
-
-    fn by_index(&self, index: u32, reason: impl FnOnce() -> String) -> Option<Found<'i>> {
-        let interface = self.interfaces.iter().find(|i| i.index == index && i.has_address())?;
-        Some(Found { interface, by: None, reason: format!("{} {}", interface.name, reason()) })
-    }
-}
-
-impl Found<'_> {
-    fn finish(self, wish: &Wish<'_>) -> Result<ExternalInterface, IfaceError> {
-        let interface = self.interface;
-        if interface.mtu == 0 {
-            return Err(IfaceError::NoMtu { name: interface.name.clone() });
-        }
-        // The address that singled the interface out is the one to use, even if another is preferred.
-        let of_family = |ipv4: bool| {
-            let by = self.by.filter(|ip| ip.is_ipv4() == ipv4);
-            by.or_else(|| interface.preferred(|addr| addr.usable() && addr.ip.is_ipv4() == ipv4))
-        };
-        let addr = of_family(true).and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None });
-        let addr6 = of_family(false).and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None });
-        Ok(ExternalInterface {
-            index: interface.index,
-            name: interface.name.clone(),
-            mtu: interface.mtu,
-            addr,
-            addr6,
-            public_ip: wish.public_ip.or(addr),
-            public_ip6: wish.public_ip6.or(addr6),
-            reason: self.reason,
-        })
-    }
 }
 
 impl ExternalInterface {
@@ -229,28 +189,24 @@ impl ExternalInterface {
             Family::V6 => Some((self.addr6?.into(), self.public_ip6?.into())),
         }
     }
-}
 
-impl Interface {
-    /// Whether it has an address that peers could be told.
-    pub fn has_address(&self) -> bool {
-        self.addrs.iter().any(Address::usable)
+    /// Whether packets leave from the same addresses of the same interface.
+    pub fn sends_as(&self, other: &Self) -> bool {
+        (self.index, self.addr, self.addr6) == (other.index, other.addr, other.addr6)
     }
 
-    /// Whether one of them is of this family.
-    pub fn has_address_of(&self, family: Family) -> bool {
-        self.addrs.iter().any(|addr| addr.usable() && Family::of(addr.ip) == family)
-    }
-
-    /// flannel's preference: global before link-local, permanent before leased, and no privacy
-    /// address if there is another. Among equals the kernel's first, which is its primary address.
-    fn preferred(&self, fits: impl Fn(&&Address) -> bool) -> Option<IpAddr> {
-        let rank = |addr: &&Address| (addr.is_link_local(), !addr.permanent, addr.temporary);
-        self.addrs.iter().filter(fits).min_by_key(rank).map(|addr| addr.ip)
+    /// Whether nothing but the reason is different.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        *self == Self { reason: self.reason.clone(), ..other.clone() }
     }
 }
 
 impl Address {
+    /// The family that it is of.
+    pub fn family(&self) -> Family {
+        Family::of(self.ip)
+    }
+
     fn is_link_local(&self) -> bool {
         match self.ip {
             IpAddr::V4(v4) => v4.is_link_local(),
@@ -258,10 +214,16 @@ impl Address {
         }
     }
 
+    /// Whether it stands for itself alone: a virtual address that moves between machines, an address on a loopback, or the
+    /// usual one in some clouds.
+    fn is_host(&self) -> bool {
+        self.len == if self.ip.is_ipv4() { 32 } else { 128 }
+    }
+
     /// Whether peers could be told this address. A link-local one of IPv6 means nothing without an
     /// interface; one of IPv4 is all that some wires have.
     fn usable(&self) -> bool {
         let unreachable = self.ip.is_ipv6() && self.is_link_local();
-        !self.deprecated && !unreachable
+        !self.deprecated && !self.tentative && !unreachable && !self.ip.is_loopback()
     }
 }

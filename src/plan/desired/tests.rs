@@ -15,6 +15,7 @@ pub(crate) fn intent() -> Intent {
         backend: backend::sample(r#"{"Type": "udp"}"#),
         external: 2,
         external_name: "eth0".into(),
+        narrowest: u32::MAX,
         local: ByFamily {
             v4: Some("192.168.77.1".parse().unwrap()),
             v6: Some("fd00:77::1".parse().unwrap()),
