@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -19,19 +20,20 @@ use tracing::{info, warn};
 pub use self::ledger::Look;
 use self::ledger::{Ledger, Legacy, digest, look_at_legacy};
 use super::iptables::{Programs, Saved};
-use super::nft::{self, Nft, Survey};
 pub use super::nft::{GuardCounters, GuardReader};
+use super::nft::{Nft, Survey};
 use super::program::Failure;
 use crate::plan::firewall::iptables::random_fully;
 use crate::plan::firewall::{
-    Evidence, FirewallOp, FirewallState, Guard, HeldGuard, Home, Masquerade, Rules, Variant, choose, nftables,
+    Evidence, FirewallOp, FirewallState, Home, Masquerade, OWN_TABLES, Rules, Variant, choose, nftables,
 };
 use crate::ports::KernelError;
+use crate::tables::{HeldTable, OwnTable, Table, TableName, TableOp};
 
 /// How often rules are written when somebody else changes rules at the same moment.
 const ATTEMPTS: u32 = 4;
 
-/// How often the guard's checks are told to hold on: five of it may fail before they let go.
+/// How often elements that go by themselves are renewed. The guard's last five minutes: five of it may fail.
 const RENEWAL: Duration = Duration::from_secs(60);
 
 /// The firewall of this network namespace.
@@ -41,7 +43,9 @@ pub struct Firewall {
     resync: Duration,
     programs: Programs,
     ledger: Rc<RefCell<Ledger>>,
-    /// When the guard's checks were last told to hold on.
+    /// The tables that are ours.
+    own: &'static [TableName],
+    /// When elements that go by themselves were last renewed.
     renewed: Instant,
     /// Legacy iptables as it was last read.
     legacy: Legacy,
@@ -53,8 +57,14 @@ pub struct Firewall {
 impl Firewall {
     /// Subscribes to changes, and looks which programs are installed; no rule is read yet.
     pub async fn new(resync: Duration) -> Result<Self> {
+        Self::with(resync, &OWN_TABLES).await
+    }
+
+    /// The same with other tables that are ours.
+    pub async fn with(resync: Duration, own: &'static [TableName]) -> Result<Self> {
         Ok(Self {
-            nft: Nft::open()?,
+            nft: Nft::open(own)?,
+            own,
             resync: resync.max(Duration::from_secs(1)),
             programs: Programs::find().await,
             ledger: Rc::default(),
@@ -67,7 +77,7 @@ impl Firewall {
 
     /// For looks beside the loop.
     pub fn look(&self) -> Look {
-        Look { ledger: self.ledger.clone(), programs: self.programs.clone() }
+        Look { ledger: self.ledger.clone(), programs: self.programs.clone(), own: self.own }
     }
 
     /// How everything stands.
@@ -78,26 +88,25 @@ impl Firewall {
             self.choose(&survey);
         }
         let mut state = self.ledger.borrow().state(survey, &self.legacy, &self.programs);
-        if let Some(HeldGuard::InForce(guard)) = &state.guard
-            && guard.check.is_some()
-            && !self.renew().await
-        {
-            state.guard = Some(HeldGuard::Changed);
+        if self.renewed.elapsed() >= RENEWAL {
+            self.renewed = Instant::now();
+            for held in state.tables.values_mut() {
+                self.renew(held).await;
+            }
         }
         Ok(state)
     }
 
-    /// To look at our own table is also to say that somebody does: its checks hold no longer than that.
-    async fn renew(&mut self) -> bool {
-        if self.renewed.elapsed() < RENEWAL {
-            return true;
+    /// To look at a table is also to say that somebody does: what goes by itself holds no longer than that.
+    async fn renew(&mut self, held: &mut HeldTable) {
+        let HeldTable::InForce(table) = &*held else { return };
+        if table.lasting().next().is_none() {
+            return;
         }
-        if let Err(error) = self.nft.renew_guard().await {
-            warn!("the checks of who sends into the tunnel cannot be renewed: {error:#}");
-            return false;
+        if let Err(error) = self.nft.renew(table).await {
+            warn!("what holds for some time in nftables table {} cannot be renewed: {error:#}", table.name);
+            *held = HeldTable::Changed;
         }
-        self.renewed = Instant::now();
-        true
     }
 
     fn choose(&mut self, survey: &Survey) {
@@ -134,17 +143,17 @@ impl Firewall {
         gist(&before) != gist(&self.legacy)
     }
 
-    /// Waits until somebody changed something that matters, or it is time to say that the guard is looked after.
+    /// Waits until somebody changed something that matters, or it is time to renew what goes by itself.
     pub async fn changed(&mut self) {
         let renewal = RENEWAL.saturating_sub(self.renewed.elapsed());
-        let guarded = self.ledger.borrow().guard.as_ref().is_some_and(|(guard, _)| guard.check.is_some());
+        let lasting = self.ledger.borrow().tables.values().any(|(table, _)| table.lasting().next().is_some());
         let mut renewal = pin!(tokio::time::sleep(renewal));
         loop {
             // From the last look, not from now: whoever waits here is often called away by other news.
             let since = self.legacy_read.map(|read| read.elapsed()).unwrap_or_default();
             tokio::select! {
                 () = self.nft.changed() => return,
-                () = &mut renewal, if guarded => return,
+                () = &mut renewal, if lasting => return,
                 () = tokio::time::sleep(self.resync.saturating_sub(since)) => {}
             }
             let now = look_at_legacy(&self.programs).await;
@@ -159,11 +168,13 @@ impl Firewall {
         let done = match op {
             FirewallOp::Install(home, rules) => self.install(*home, rules).await,
             FirewallOp::Remove(home) => self.remove(*home).await,
-            FirewallOp::InstallGuard(guard) => self.install_guard(guard).await,
-            FirewallOp::UpdateGuard { before, after } => self.update_guard(before, after).await,
-            FirewallOp::RemoveGuard => {
-                self.ledger.borrow_mut().guard = None;
-                self.nft.remove_own_table().await.map_err(failure)
+            FirewallOp::Table(TableOp::Put(own)) => self.put(&own.table).await,
+            FirewallOp::Table(TableOp::ChangeElements { before, after }) => {
+                self.change_elements(before, after).await
+            }
+            FirewallOp::Table(TableOp::Drop(name)) => {
+                self.ledger.borrow_mut().tables.remove(name);
+                self.nft.drop(*name).await.map_err(failure)
             }
         };
         done.map_err(|failure| explain(op, failure))
@@ -175,21 +186,14 @@ impl Firewall {
         let mut last_read = None;
         for _ in 0..ATTEMPTS {
             let written = match home {
-                Home::Nftables(_) => {
-                    let before = self.nft.generation().await.map_err(failure)?;
-                    nft::load(&nftables::script(&possible)).await?;
-                    self.undisturbed(before, 1).await?.and_then(|survey| survey.homes.get(&home).copied())
-                }
-                Home::Iptables(Variant::Nft, family) => {
+                Home(Variant::Nft, family) => {
                     let before = self.nft.generation().await.map_err(failure)?;
                     let commits = self.restore(Variant::Nft, family, Some(&possible)).await?;
                     self.undisturbed(before, commits)
                         .await?
                         .and_then(|survey| survey.homes.get(&home).copied())
                 }
-                Home::Iptables(Variant::Legacy, family) => {
-                    self.write_legacy(family, &possible, &mut last_read).await?
-                }
+                Home(Variant::Legacy, family) => self.write_legacy(family, &possible, &mut last_read).await?,
             };
             if let Some(digest) = written {
                 self.ledger.borrow_mut().applied.insert(home, (*rules, digest));
@@ -223,35 +227,43 @@ impl Firewall {
         Ok(now.filter(|_| same))
     }
 
-    /// Whatever keeps a change of members from working, the whole table stands on its own.
-    async fn update_guard(&mut self, before: &Guard, after: &Guard) -> Result<(), Failure> {
-        let held = self.ledger.borrow_mut().guard.take().filter(|(held, _)| held == before);
-        if let Some((_, table)) = held
-            && let Some(update) = after.update(before)
-            && self.nft.change_members(&update).await.ok().flatten() == Some(table.after(&update))
+    /// Whatever keeps a change of elements from working, the whole table stands on its own.
+    async fn change_elements(&mut self, before: &Arc<Table>, after: &OwnTable) -> Result<(), Failure> {
+        let name = before.name;
+        let held = self.ledger.borrow_mut().tables.remove(&name).filter(|(held, _)| held == before);
+        if let Some((_, digest)) = held
+            && let Some(change) = before.change_to(&after.table)
+            && self.nft.change_elements(&change).await.ok().flatten() == Some(digest.after(&change))
         {
-            self.ledger.borrow_mut().guard = Some((after.clone(), table.after(&update)));
+            let applied = (after.table.clone(), digest.after(&change));
+            self.ledger.borrow_mut().tables.insert(name, applied);
             return Ok(());
         }
-        self.install_guard(after).await
+        self.put(&after.table).await
     }
 
-    async fn install_guard(&mut self, guard: &Guard) -> Result<(), Failure> {
-        self.ledger.borrow_mut().guard = None;
-        let before = self.nft.generation().await.map_err(failure)?;
-        nft::load(&guard.script()).await?;
-        let table = self.undisturbed(before, 1).await?.and_then(|survey| survey.own_table);
-        self.ledger.borrow_mut().guard = Some((guard.clone(), table.ok_or_else(disturbed)?));
-        self.renewed = Instant::now();
-        Ok(())
+    async fn put(&mut self, table: &Arc<Table>) -> Result<(), Failure> {
+        let name = table.name;
+        self.ledger.borrow_mut().tables.remove(&name);
+        let possible = self.possible_table(table).await;
+        for _ in 0..ATTEMPTS {
+            let before = self.nft.generation().await.map_err(failure)?;
+            self.nft.put(&possible).await.map_err(failure)?;
+            let written =
+                self.undisturbed(before, 1).await?.and_then(|survey| survey.tables.get(&name).copied());
+            if let Some(digest) = written {
+                self.ledger.borrow_mut().tables.insert(name, (table.clone(), digest));
+                return Ok(());
+            }
+        }
+        Err(disturbed())
     }
 
     async fn remove(&mut self, home: Home) -> Result<(), Failure> {
         self.ledger.borrow_mut().applied.remove(&home);
         match home {
-            Home::Nftables(family) => self.nft.remove_table(family).await.map_err(failure),
-            Home::Iptables(Variant::Nft, family) => self.nft.remove_chains(family).await.map_err(failure),
-            Home::Iptables(variant, family) => self.restore(variant, family, None).await.map(drop),
+            Home(Variant::Nft, family) => self.nft.remove_chains(family).await.map_err(failure),
+            Home(variant, family) => self.restore(variant, family, None).await.map(drop),
         }
     }
 
@@ -271,30 +283,37 @@ impl Firewall {
         Ok(commits)
     }
 
-    /// The rules as this machine can have them: random source ports are newer than the rest.
-    async fn possible(&mut self, home: Home, rules: &Rules) -> Result<Rules, Failure> {
+    /// The rules as this machine's iptables can have them: random source ports are newer than the rest.
+    async fn possible(&mut self, Home(variant, _): Home, rules: &Rules) -> Result<Rules, Failure> {
         let Some(Masquerade { fully_random: true }) = rules.masquerade else { return Ok(*rules) };
-        let key = match home {
-            Home::Iptables(variant, _) => Some(variant),
-            Home::Nftables(_) => None,
-        };
-        let fully_random = match self.random.get(&key) {
+        let fully_random = match self.random.get(&Some(variant)) {
             Some(known) => *known,
-            None => {
-                let known = match key {
-                    Some(variant) => random_fully(&self.programs.version(variant).await?),
-                    None => nft::would_load(nftables::FULLY_RANDOM_TRIAL).await,
-                };
-                if !known {
-                    info!(
-                        "source ports cannot be chosen fully at random here: the kernel's default choice is used"
-                    );
-                }
-                self.random.insert(key, known);
-                known
-            }
+            None => self.learn(Some(variant), random_fully(&self.programs.version(variant).await?)),
         };
         Ok(Rules { masquerade: Some(Masquerade { fully_random }), ..*rules })
+    }
+
+    /// The same of a table, which depends on the kernel only.
+    async fn possible_table(&mut self, table: &Arc<Table>) -> Arc<Table> {
+        if !table.is_fully_random() {
+            return table.clone();
+        }
+        let fully_random = match self.random.get(&None) {
+            Some(known) => *known,
+            None => {
+                let known = self.nft.would_take(&nftables::fully_random_trial()).await;
+                self.learn(None, known)
+            }
+        };
+        if fully_random { table.clone() } else { Arc::new(Table::clone(table).without_full_randomness()) }
+    }
+
+    fn learn(&mut self, manager: Option<Variant>, fully_random: bool) -> bool {
+        if !fully_random {
+            info!("source ports cannot be chosen fully at random here: the kernel's default choice is used");
+        }
+        self.random.insert(manager, fully_random);
+        fully_random
     }
 }
 
@@ -307,31 +326,21 @@ fn disturbed() -> Failure {
 }
 
 fn explain(op: &FirewallOp, failure: Failure) -> KernelError {
-    let home = match op {
-        FirewallOp::Install(home, _) | FirewallOp::Remove(home) => Some(home),
-        _ => None,
-    };
-    let remedy = match (home, failure.missing) {
-        (Some(Home::Iptables(..)), true) => {
-            "install the package iptables, or set \"EnableNFTables\": true in net-conf.json, which needs nftables only"
+    let remedy = match op {
+        FirewallOp::Install(..) | FirewallOp::Remove(_) if failure.missing => {
+            "install the package iptables, or set \"EnableNFTables\": true in net-conf.json, which needs the kernel only"
         }
-        (None, true) => {
-            "strangers are not kept out of the tunnel, and it fills conntrack: install the package nftables"
+        FirewallOp::Install(Home(Variant::Legacy, _), _) | FirewallOp::Remove(Home(Variant::Legacy, _)) => {
+            "legacy iptables needs CAP_NET_ADMIN, CAP_NET_RAW and a writable /run/xtables.lock"
         }
-        (None, false) => {
+        FirewallOp::Install(..) | FirewallOp::Remove(_) => {
+            "the kernel needs nf_tables with its xtables extensions (nft_compat), and the daemon CAP_NET_ADMIN"
+        }
+        FirewallOp::Table(op) if op.is_optional() => {
             "strangers are not kept out of the tunnel, and it fills conntrack: the kernel needs nf_tables with inet \
              tables, sets and notrack"
         }
-        (_, true) => {
-            "install the package nftables, or run without --ip-masq and with --iptables-forward-rules=false"
-        }
-        (Some(Home::Iptables(Variant::Legacy, _)), false) => {
-            "legacy iptables needs CAP_NET_ADMIN, CAP_NET_RAW and a writable /run/xtables.lock"
-        }
-        (Some(Home::Iptables(Variant::Nft, _)), false) => {
-            "the kernel needs nf_tables with its xtables extensions (nft_compat), and the daemon CAP_NET_ADMIN"
-        }
-        _ => "the kernel needs nf_tables with NAT, and the daemon CAP_NET_ADMIN",
+        FirewallOp::Table(_) => "the kernel needs nf_tables with NAT, and the daemon CAP_NET_ADMIN",
     };
     KernelError { remedy: Some(remedy), ..KernelError::new(op.to_string(), failure.cause) }
 }

@@ -2,10 +2,11 @@
 
 use encap::Family;
 
-use super::firewall::{FirewallOp, Held, HeldGuard};
+use super::firewall::{FirewallOp, Held};
 use super::object::link::state_when_made;
 use super::object::{address, fdb, link, neighbour, route};
 use super::{Device, Hop, LinkChange, Observed, Op, Stage};
+use crate::tables::{HeldTable, TableOp};
 
 /// The alias it gives.
 pub(crate) const ALIAS: &str = "loden: pods of 10.244.0.0/16";
@@ -73,8 +74,8 @@ pub(crate) fn apply(state: &mut Observed, op: &Op) {
         Op::Firewall(FirewallOp::Install(home, rules)) => {
             state.firewall.homes.insert(*home, Held::InForce(*rules));
         }
-        Op::Firewall(FirewallOp::InstallGuard(guard)) => {
-            state.firewall.guard = Some(HeldGuard::InForce(guard.clone()));
+        Op::Firewall(FirewallOp::Table(TableOp::Put(own))) => {
+            state.firewall.tables.insert(own.table.name, HeldTable::InForce(own.table.clone()));
         }
         Op::Firewall(_) => {}
     }

@@ -7,6 +7,7 @@ use encap::PeerId;
 
 use super::firewall::{FirewallOp, FirewallState};
 use super::{Desired, Object, Observed, Op, Watched, diff};
+use crate::tables::TableOp;
 
 /// The comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub fn compare(desired: &Desired, observed: &Observed, watched: &Watched, repair
 fn step(op: &Op, rules: &FirewallState, watched: &Watched) -> String {
     let there = match op {
         Op::Firewall(FirewallOp::Install(home, _)) => rules.homes.contains_key(home),
-        Op::Firewall(FirewallOp::InstallGuard(_)) => rules.guard.is_some(),
+        Op::Firewall(FirewallOp::Table(TableOp::Put(own))) => rules.tables.contains_key(&own.table.name),
         _ => return op.describe(watched),
     };
     let stands = if there { "what is there is not what was written" } else { "nothing is there" };

@@ -19,6 +19,7 @@ mod chain;
 mod expression;
 mod field;
 mod lower;
+mod owned;
 mod rule;
 mod set;
 mod value;
@@ -34,6 +35,7 @@ pub use field::{
     oifname, raw, saddr, saddr_in, saddr_not_in, saddr_type, sport,
 };
 pub use lower::expressions;
+pub use owned::{HeldTable, OwnTable, TableOp, diff};
 pub use rule::{
     Limit, Match, NatFlags, NatKind, Rule, SetMark, Statement, Test, Verdict, accept, count, count_in, dnat,
     drop, goto, jump, limit, masquerade, notrack, redirect, returns, rule, snat, vmap,

@@ -27,7 +27,7 @@ pub struct Set {
     pub timeout: Option<Duration>,
     /// At most so many elements.
     pub size: Option<u32>,
-    /// What is in it from the beginning.
+    /// What is in it from the beginning, sorted.
     pub elements: Vec<Element>,
 }
 
@@ -94,7 +94,9 @@ impl Set {
     /// The same with these elements.
     #[must_use]
     pub fn with(self, elements: impl IntoIterator<Item = Element>) -> Self {
-        Self { elements: elements.into_iter().collect(), ..self }
+        let mut elements: Vec<_> = elements.into_iter().collect();
+        elements.sort();
+        Self { elements, ..self }
     }
 }
 

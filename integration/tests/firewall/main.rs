@@ -4,8 +4,10 @@
 
 mod conntrack;
 mod crowded;
+mod own_tables;
 mod rules;
 mod rules_modes;
+mod tracer;
 mod vxlan_doors;
 
-integration::group!(rules, rules_modes, vxlan_doors, conntrack, crowded);
+integration::group!(rules, rules_modes, own_tables, vxlan_doors, conntrack, crowded);

@@ -11,6 +11,8 @@ use integration::topology::{Cluster, Families, NETWORK6, Node};
 use integration::wait;
 use nix::sys::signal::Signal;
 
+use super::tracer::Tracer;
+
 /// What a real flannel leaves on n1 (iptables 1.8.9 over nf_tables), counters cut off.
 const FLANNEL: &str = r#"*filter
 :INPUT ACCEPT
@@ -222,14 +224,7 @@ fn hidden(cluster: &mut Cluster, _: &Notes) -> Result<()> {
 
 fn no_programs(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
     let node = cluster.node("n1")?;
-    let pid = node.daemon()?.pid().to_string();
-    let log = node.dir().join("exec.trace");
-    let tracer = node.ns().command("strace").args(["-f", "-qq", "-e", "trace=execve,clone,fork,vfork", "-o"]);
-    let mut tracer = tracer.arg(&log).args(["-p", &pid]).spawn()?;
-    wait::until_true("strace is attached", || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        Ok(status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0")))
-    })?;
+    let tracer = Tracer::attach(node)?;
     // Somebody else is busy in the same tables, and our own MTU is touched: every reason to look again.
     for round in 0..20 {
         iptables(node, &format!("-t nat -N KUBE-SVC-{round}"))?;
@@ -239,18 +234,13 @@ fn no_programs(cluster: &mut Cluster, notes: &Notes) -> Result<()> {
         Ok(node.link("flannel0")?.is_some_and(|l| l.contains("mtu 1472")))
     })?;
     std::thread::sleep(Duration::from_secs(6));
-    let programs = || -> Result<Vec<String>> {
-        let trace = std::fs::read_to_string(&log)?;
-        Ok(trace.lines().filter(|line| line.contains("execve(")).map(str::to_owned).collect())
-    };
-    let quiet = programs()?;
+    let quiet = tracer.programs()?;
     notes.add(format!("programs run in 6 s beside a busy kube-proxy: {}", quiet.len()));
     ensure!(quiet.is_empty(), "{quiet:?}");
     // The tracer does see them when there are some.
     iptables(node, "-t nat -F FLANNEL-POSTRTG")?;
-    wait::until_true("a repair runs a program", || Ok(!programs()?.is_empty()))?;
-    let _ = tracer.kill();
-    tracer.wait()?;
+    wait::until_true("a repair runs a program", || Ok(!tracer.programs()?.is_empty()))?;
+    drop(tracer);
     for round in 0..20 {
         iptables(node, &format!("-t nat -X KUBE-SVC-{round}"))?;
     }

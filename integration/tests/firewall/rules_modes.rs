@@ -12,6 +12,8 @@ use integration::topology::{Cluster, Node};
 use integration::wait;
 use nix::sys::signal::Signal;
 
+use super::tracer::Tracer;
+
 /// What a real flannel with `EnableNFTables` leaves, with its two mistakes mended: the mark is masked, and the fourth
 /// rule is the one of its iptables set.
 const FLANNEL: &str = r#"table ip flannel-ipv4 {
@@ -63,7 +65,8 @@ pub(super) fn suite() -> Checks {
         .check("a chain that is deleted", |l, n| repaired(l, n, "delete chain ip flannel-ipv4 forward"))
         .check("a rule that is inserted", |l, n| repaired(l, n, "insert rule ip flannel-ipv4 postrtg return"))
         .check("A3.12 a foreign chain that drops is named, and opened where iptables can", a3_12_forward_drop)
-        .check("without any iptables it works", without_iptables)
+        .check("without nft and without any iptables it works", without_programs)
+        .check("no program is run, whatever changes", no_programs)
         .check("what a stock flannel left is replaced", stock)
         .check("from nftables to iptables and back: pods are masqueraded at every moment", switch)
         .check("A3.12 a legacy FORWARD policy of DROP that comes later is opened too", a3_12_legacy_later)
@@ -173,18 +176,15 @@ fn restart(lab: &mut Lab) -> Result<()> {
     lab.0.node_mut("n1")?.daemon_mut()?.wait_ready().map(drop)
 }
 
-/// Every directory with iptables in it is empty, and `nft` is elsewhere.
-fn nft_only(command: NsCommand) -> NsCommand {
-    command.without_dir(c"/usr/sbin").env("PATH", "/run/lab/nft-only")
+/// No program is to be found.
+fn no_program(command: NsCommand) -> NsCommand {
+    command.without_dir(c"/usr/sbin").env("PATH", "/nonexistent")
 }
 
-fn without_iptables(lab: &mut Lab, _: &Notes) -> Result<()> {
-    let nft = integration::process::find_program("nft").context("nft")?;
-    std::fs::create_dir_all("/run/lab/nft-only")?;
-    std::fs::copy(nft, "/run/lab/nft-only/nft")?;
+fn without_programs(lab: &mut Lab, _: &Notes) -> Result<()> {
     lab.0.node_mut("n1")?.stop_daemon(Signal::SIGTERM)?;
     lab.0.node("n1")?.ns().nft("delete table ip flannel-ipv4")?;
-    let daemon = lab.0.launch("n1")?.shape(nft_only).spawn()?;
+    let daemon = lab.0.launch("n1")?.shape(no_program).spawn()?;
     lab.0.node_mut("n1")?.adopt(daemon).wait_ready()?;
     wait_golden(lab.0.node("n1")?)?;
     connected(&lab.0)?;
@@ -198,6 +198,31 @@ fn without_iptables(lab: &mut Lab, _: &Notes) -> Result<()> {
     ready_says(node, "FORWARD policy DROP")?;
     node.ns().command("iptables-nft").args(["-P", "FORWARD", "ACCEPT"]).run()?;
     restart(lab)
+}
+
+/// Our tables are written, repaired and removed by netlink. Only a chain of iptables' own that drops, and that can be
+/// opened from within, is a reason to run a program.
+fn no_programs(lab: &mut Lab, notes: &Notes) -> Result<()> {
+    let node = lab.0.node("n1")?;
+    let tracer = Tracer::attach(node)?;
+    node.ns().nft("flush table ip flannel-ipv4")?;
+    wait_golden(node)?;
+    node.ns().nft("delete table ip flannel-ipv4")?;
+    wait_golden(node)?;
+    node.ns().command("iptables-nft").args(["-t", "nat", "-N", "KUBE-MARK-MASQ"]).run()?;
+    std::thread::sleep(Duration::from_secs(6));
+    let run = tracer.programs()?;
+    notes.add(format!("programs run in nftables mode: {}", run.len()));
+    ensure!(run.is_empty(), "{run:?}");
+    // The tracer does see them when there are some.
+    node.ns().command("iptables-nft").args(["-P", "FORWARD", "DROP"]).run()?;
+    wait::until_true("iptables is run to open a chain", || Ok(!tracer.programs()?.is_empty()))?;
+    node.ns().command("iptables-nft").args(["-P", "FORWARD", "ACCEPT"]).run()?;
+    node.ns().command("iptables-nft").args(["-t", "nat", "-X", "KUBE-MARK-MASQ"]).run()?;
+    wait::until_true("the chain is closed again", || {
+        Ok(!node.iptables_save("iptables-nft-save")?.contains("FLANNEL"))
+    })
+    .map(drop)
 }
 
 fn stock(lab: &mut Lab, _: &Notes) -> Result<()> {

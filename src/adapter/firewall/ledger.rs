@@ -5,13 +5,15 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use encap::Family;
 
 use crate::adapter::iptables::{self, Programs, Saved};
-use crate::adapter::nft::{Nft, OwnTable, Survey};
-use crate::plan::firewall::{FirewallState, Guard, Held, HeldGuard, Home, Rules, Variant};
+use crate::adapter::nft::{Nft, Survey, TableDigest};
+use crate::plan::firewall::{FirewallState, Held, Home, Rules, Variant, nftables};
+use crate::tables::{HeldTable, Table, TableName};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -24,8 +26,8 @@ pub(super) struct Ledger {
     pub(super) chosen: Option<Variant>,
     /// What each home was last told, and what it looked like then.
     pub(super) applied: BTreeMap<Home, (Rules, u64)>,
-    /// What our own table was last told, and what it looked like then.
-    pub(super) guard: Option<(Guard, OwnTable)>,
+    /// What each table was last told, and what it looked like then.
+    pub(super) tables: BTreeMap<TableName, (Arc<Table>, TableDigest)>,
 }
 
 impl Ledger {
@@ -35,7 +37,7 @@ impl Ledger {
         let mut foreign = survey.foreign;
         for (family, saved) in legacy {
             if let Some(digest) = digest(saved) {
-                digests.insert(Home::Iptables(Variant::Legacy, *family), digest);
+                digests.insert(Home(Variant::Legacy, *family), digest);
             }
             foreign.obstacles.extend(saved.obstacles(Variant::Legacy, *family));
             foreign.refuses_input = foreign.refuses_input.take().or_else(|| saved.refuses_input(*family));
@@ -44,15 +46,15 @@ impl Ledger {
             Some((rules, applied)) if *applied == digest => (home, Held::InForce(*rules)),
             _ => (home, Held::Changed),
         };
-        let guard = survey.own_table.map(|table| match &self.guard {
-            Some((guard, applied)) if *applied == table => HeldGuard::InForce(guard.clone()),
-            _ => HeldGuard::Changed,
-        });
+        let table = |(name, digest)| match self.tables.get(&name) {
+            Some((table, applied)) if *applied == digest => (name, HeldTable::InForce(table.clone())),
+            _ => (name, HeldTable::Changed),
+        };
         FirewallState {
             homes: digests.into_iter().map(held).collect(),
             variant: self.chosen,
             installed: programs.installed(),
-            guard,
+            tables: survey.tables.into_iter().map(table).collect(),
             foreign,
         }
     }
@@ -62,20 +64,26 @@ impl Ledger {
 pub struct Look {
     pub(super) ledger: Rc<RefCell<Ledger>>,
     pub(super) programs: Programs,
+    /// The tables that are ours.
+    pub(super) own: &'static [TableName],
 }
 
 impl Look {
     /// How everything stands now.
     pub async fn state(&self) -> Result<FirewallState> {
         let legacy = look_at_legacy(&self.programs).await;
-        let mut nft = Nft::beside()?;
+        let mut nft = Nft::beside(self.own)?;
         let survey = nft.survey().await.context("cannot ask the kernel about nftables")?.clone();
         Ok(self.ledger.borrow().state(survey, &legacy, &self.programs))
     }
 
-    /// Who keeps our rules now: see [`Home::keeper`].
+    /// Who keeps our rules now, and in which variant of it: for metrics and people.
     pub fn keepers(&self) -> BTreeSet<(&'static str, &'static str)> {
-        self.ledger.borrow().applied.keys().map(Home::keeper).collect()
+        let ledger = self.ledger.borrow();
+        let homes = ledger.applied.keys().map(|Home(variant, _)| ("iptables", variant.as_str()));
+        let flannels = FAMILIES.map(nftables::name);
+        let tables = ledger.tables.keys().filter(|name| flannels.contains(name)).map(|_| ("nftables", ""));
+        homes.chain(tables).collect()
     }
 }
 

@@ -1,7 +1,6 @@
 //! Requests about nftables, in the types of `netlink-packet-netfilter`.
 
 use encap::Family;
-use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
@@ -22,11 +21,6 @@ pub(super) fn number_of(family: Family) -> u8 {
 /// A message about something of an address family, `NFPROTO_*`.
 pub(super) fn message(family: u8, inner: NfTablesMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::from(family), 0, 0), inner)
-}
-
-/// A step of a transaction that makes what is not there.
-pub(super) fn create(family: u8, inner: NfTablesMessage) -> Change<Nfnetlink> {
-    (message(family, inner), NLM_F_CREATE)
 }
 
 /// A step of a transaction that removes something.

@@ -1,4 +1,4 @@
-//! nftables: `nft -f -` writes our tables, netlink says what stands and removes what is to go.
+//! nftables: what stands there, and how our tables are written and removed. All of it is netlink; no program is run.
 
 mod message;
 mod own_table;
@@ -14,24 +14,22 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use encap::Family;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute,
-    TableMessage,
+    ChainAttribute, ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage,
 };
 use nix::errno::Errno;
 
-use self::message::{INET, message, number_of, remove};
+use self::message::{message, number_of, remove};
 pub use self::own_table::GuardCounters;
-pub(super) use self::own_table::OwnTable;
+use self::own_table::Members;
+pub(super) use self::own_table::TableDigest;
 use self::ruleset::{GENERATION, Ruleset};
 pub(super) use self::survey::Survey;
 use super::netlink::socket::{Announcements, Socket};
 use super::netlink::transactions::Transactions;
 use super::netlink::wire::{Change, Error, Nfnetlink, attribute, number};
-use super::program::{self, Failure};
-use crate::plan::firewall::guard::Update;
 use crate::plan::firewall::iptables::Table;
-use crate::plan::firewall::{OWN_TABLE, nftables};
 use crate::ports::FaultKind;
+use crate::tables::{ElementChange, Table as Wanted, TableName};
 
 const NFNLGRP_NFTABLES: u32 = 7;
 
@@ -53,21 +51,21 @@ pub(super) struct Nft {
 }
 
 impl Nft {
-    /// Connects and subscribes; nothing is read yet.
-    pub(super) fn open() -> Result<Self> {
+    /// Connects and subscribes; nothing is read yet. `own` are the tables that are ours.
+    pub(super) fn open(own: &'static [TableName]) -> Result<Self> {
         // Subscribed before the first look, so that no change falls in between.
         let announcements = unless_unsupported(Announcements::subscribe(&[NFNLGRP_NFTABLES]))
             .context("cannot hear about changes of nftables")?;
-        Ok(Self { announcements, ..Self::beside()? })
+        Ok(Self { announcements, ..Self::beside(own)? })
     }
 
     /// Connects for a single look.
-    pub(super) fn beside() -> Result<Self> {
+    pub(super) fn beside(own: &'static [TableName]) -> Result<Self> {
         Ok(Self {
             questions: unless_unsupported(Socket::open()).context("cannot ask about nftables")?,
             transactions: Transactions::default(),
             announcements: None,
-            ruleset: Ruleset::default(),
+            ruleset: Ruleset::of(own),
             seen: Survey::default(),
         })
     }
@@ -122,36 +120,50 @@ impl Nft {
         }
     }
 
-    /// Changes who may send into the tunnel; says how our table stands then. As long as nobody else changes anything at
-    /// the same moment, that is known without reading it back.
-    pub(super) async fn change_members(&mut self, update: &Update) -> Result<Option<OwnTable>> {
+    /// Changes elements of a table of ours; says how it stands then. As long as nobody else changes anything at the same
+    /// moment, that is known without reading it back.
+    pub(super) async fn change_elements(&mut self, change: &ElementChange) -> Result<Option<TableDigest>> {
+        let name = change.table;
         let before = self.generation().await?;
-        let known = self.seen.own_table.filter(|_| before.is_some() && before == self.seen.generation);
-        self.commit(own_table::change(update)).await?;
+        let unchanged = before.is_some() && before == self.seen.generation;
+        let known = self.seen.tables.get(&name).copied().filter(|_| unchanged);
+        self.commit(tables::change_elements(change)).await?;
         let after = before.map(|before| before.wrapping_add(1));
-        if let (Some(table), Some(now)) = (known, after)
+        let sets = self.ruleset.members.get(&name).map(|members| members.sets.clone());
+        if let (Some(table), Some(sets), Some(now)) = (known, sets, after)
             && self.generation().await? == after
         {
             catch_up(&mut self.ruleset, self.announcements.as_mut(), now).await;
-            self.ruleset.members = Some(table.after(update).members);
+            self.ruleset.members.insert(name, Members { sets, digest: table.after(change).members });
         }
-        Ok(self.survey().await?.own_table)
+        Ok(self.survey().await?.tables.get(&name).copied())
     }
 
-    /// Removes our own table.
-    pub(super) async fn remove_own_table(&mut self) -> Result<()> {
-        self.commit(vec![remove_table(INET, OWN_TABLE)]).await
+    /// Puts a table of ours in force, whatever is there under its name.
+    pub(super) async fn put(&mut self, table: &Wanted) -> Result<()> {
+        self.commit(tables::put(table)).await
     }
 
-    /// Lets the guard's checks hold for another five minutes.
-    pub(super) async fn renew_guard(&mut self) -> Result<()> {
-        self.commit(own_table::renewal()).await
+    /// Removes a table of ours.
+    pub(super) async fn drop(&mut self, table: TableName) -> Result<()> {
+        self.commit(tables::drop(table)).await
     }
 
-    /// Removes flannel's table.
-    pub(super) async fn remove_table(&mut self, family: Family) -> Result<()> {
-        let name = nftables::table(family).split(' ').nth(1).unwrap_or_default();
-        self.commit(vec![remove_table(number_of(family), name)]).await
+    /// Lets those elements of a table that go by themselves last as long as in the beginning.
+    pub(super) async fn renew(&mut self, table: &Wanted) -> Result<()> {
+        self.commit(tables::renew(table)).await
+    }
+
+    /// Whether this kernel would take a table; nothing is changed.
+    pub(super) async fn would_take(&mut self, table: &Wanted) -> bool {
+        let mut changes = tables::put(table);
+        // A transaction that ends with something impossible is always refused: where, says whether it is only that.
+        let last = changes.len();
+        let nowhere =
+            vec![ChainAttribute::Table(table.name.name.into()), ChainAttribute::Name("nowhere".into())];
+        let inner = NfTablesMessage::DeleteChain(ChainMessage { attributes: nowhere });
+        changes.push(remove(table.name.family.number(), inner));
+        matches!(self.transactions.commit(changes).await, Err(Error::Aborted { at, .. }) if at == last)
     }
 
     /// Removes our chains from the tables of iptables over nf_tables, and the rules that call them. No iptables program
@@ -179,11 +191,6 @@ impl Nft {
     async fn commit(&mut self, changes: Vec<Change<Nfnetlink>>) -> Result<()> {
         Ok(self.transactions.commit(changes).await?)
     }
-}
-
-fn remove_table(family: u8, name: &str) -> Change<Nfnetlink> {
-    let attributes = vec![TableAttribute::Name(name.to_owned())];
-    remove(family, NfTablesMessage::DeleteTable(TableMessage { attributes }))
 }
 
 /// Takes in what was announced up to a transaction; where that cannot be had, everything is to be read anew.
@@ -218,16 +225,6 @@ fn unless_unsupported<T>(opened: io::Result<T>) -> Result<Option<T>, Error> {
         Err(error) if error.kind() == FaultKind::Unsupported => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Puts a ruleset in force, in one transaction.
-pub(super) async fn load(script: &str) -> Result<(), Failure> {
-    program::run("nft", &["-f", "-"], script).await.map(drop)
-}
-
-/// Whether the kernel and `nft` take this ruleset; nothing is changed.
-pub(super) async fn would_load(script: &str) -> bool {
-    program::run("nft", &["--check", "-f", "-"], script).await.is_ok()
 }
 
 /// Reads what the guard has met. Apart from `Nft`, because it is read between two passes over the kernel; the connection is

@@ -10,12 +10,12 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::message::{INET, IPV4, IPV6, message};
-use super::own_table;
+use super::own_table::{self, Members};
 use super::rule::{CHAIN_NAME, Chain, NF_INET_FORWARD, NF_INET_LOCAL_IN, RULE_CHAIN, Rule, TABLE_NAME};
 use crate::adapter::netlink::socket::Socket;
 use crate::adapter::netlink::wire::{Error, Nfnetlink, Part, attribute, number, parts, text};
 use crate::plan::firewall::iptables::Table;
-use crate::plan::firewall::{OWN_TABLE, guard, nftables};
+use crate::tables::TableName;
 
 /// What the numbers of nftables' messages begin with.
 const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
@@ -42,10 +42,8 @@ mod kind {
 /// What a table or a chain is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Our own table.
-    Own,
-    /// flannel's table of an address family.
-    Flannel(Family),
+    /// A chain of a table of ours.
+    Own(TableName),
     /// Our chain in a table of iptables.
     Ours(Family, Table),
     /// The chain of iptables that calls ours.
@@ -77,29 +75,41 @@ impl Kept {
 /// What is known.
 #[derive(Debug, Default)]
 pub(super) struct Ruleset {
+    /// The tables that are ours where they are there.
+    own: &'static [TableName],
     /// Tables and chains have been read, and what was announced since is in.
     complete: bool,
     /// The last transaction of which all is in.
     generation: Option<u32>,
-    /// Tables of ours, of flannel's and of iptables, by family and name.
+    /// Tables of ours and of iptables, by family and name.
     pub(super) tables: BTreeSet<(u8, String)>,
     /// Chains that matter, by family, table and name.
     pub(super) chains: BTreeMap<(u8, String, String), Kept>,
-    /// Digest of the members of our own table's sets; `None` while they are to be read.
-    pub(super) members: Option<u64>,
+    /// What is in the sets of our tables, of such as have been read.
+    pub(super) members: BTreeMap<TableName, Members>,
     /// Kubernetes has chains in iptables over nf_tables. When it takes them away is not followed.
     pub(super) kubernetes: bool,
 }
 
 impl Ruleset {
-    /// Everything is to be read anew.
-    pub(super) fn forget(&mut self) {
-        *self = Self::default();
+    /// One in which these tables are ours.
+    pub(super) fn of(own: &'static [TableName]) -> Self {
+        Self { own, ..Self::default() }
     }
 
-    /// Whether our own table is there.
-    pub(super) fn has_own_table(&self) -> bool {
-        self.tables.iter().any(|(family, name)| is_own(*family, name))
+    /// Everything is to be read anew.
+    pub(super) fn forget(&mut self) {
+        *self = Self::of(self.own);
+    }
+
+    /// Which table of ours this is.
+    pub(super) fn own(&self, family: u8, table: &str) -> Option<TableName> {
+        self.own.iter().copied().find(|own| own.family.number() == family && own.name == table)
+    }
+
+    /// Those of our tables that are there.
+    pub(super) fn own_tables(&self) -> impl Iterator<Item = TableName> {
+        self.tables.iter().filter_map(|(family, name)| self.own(*family, name))
     }
 
     /// Whether a transaction comes after all that is known.
@@ -144,22 +154,26 @@ impl Ruleset {
                 let kept = self.chains.get_mut(&key(family, table, chain));
                 kept.map(|kept| kept.rules = None).is_some()
             }
-            kind::NEW_SET..=kind::DEL_SET | kind::NEW_ELEMENT..=kind::DEL_ELEMENT
-                if is_own(family, table) =>
-            {
-                if get(SET_NAME).and_then(text).is_some_and(guard::has_senders) {
-                    self.members = None;
+            _ => {
+                let Some(own) = self.own(family, table) else { return false };
+                let set = get(SET_NAME).and_then(text).unwrap_or_default();
+                let anew = match kind {
+                    kind::NEW_SET..=kind::DEL_SET => true,
+                    kind::NEW_ELEMENT..=kind::DEL_ELEMENT => {
+                        self.members.get(&own).is_some_and(|members| members.sets.contains(set))
+                    }
+                    _ => false,
+                };
+                if anew {
+                    self.members.remove(&own);
                 }
                 true
             }
-            _ => is_own(family, table) || flannel_table(family, table).is_some(),
         }
     }
 
     fn add_table(&mut self, family: u8, table: &str) -> bool {
-        let matters = is_own(family, table)
-            || flannel_table(family, table).is_some()
-            || iptables_table(family, table).is_some();
+        let matters = self.own(family, table).is_some() || iptables_table(family, table).is_some();
         if matters {
             self.tables.insert((family, table.to_owned()));
         }
@@ -169,8 +183,8 @@ impl Ruleset {
     fn remove_table(&mut self, family: u8, table: &str) -> bool {
         let chains = self.chains.len();
         self.chains.retain(|(of, name, _), _| *of != family || name != table);
-        if is_own(family, table) {
-            self.members = None;
+        if let Some(own) = self.own(family, table) {
+            self.members.remove(&own);
         }
         self.tables.remove(&(family, table.to_owned())) || self.chains.len() != chains
     }
@@ -188,7 +202,7 @@ impl Ruleset {
         self.chains.retain(|_, kept| !renamed(kept));
         let lost = self.chains.len() != before;
         let key = key(chain.family, &chain.table, &chain.name);
-        let Some(role) = role(&chain) else { return self.chains.remove(&key).is_some() || lost };
+        let Some(role) = self.role(&chain) else { return self.chains.remove(&key).is_some() || lost };
         // A chain that was there has another policy now, and its rules.
         let rules = self.chains.remove(&key).and_then(|kept| kept.rules);
         self.chains.insert(key, Kept { chain, role, rules });
@@ -225,10 +239,25 @@ impl Ruleset {
         for kept in self.chains.values_mut().filter(|kept| kept.has_to_be_read()) {
             kept.rules = Some(rules(socket, &kept.chain).await?);
         }
-        if self.has_own_table() && self.members.is_none() {
-            self.members = Some(own_table::members(socket).await?);
+        let unread = self.own_tables().filter(|own| !self.members.contains_key(own));
+        for own in unread.collect::<Vec<_>>() {
+            self.members.insert(own, own_table::members(socket, own).await?);
         }
         Ok(())
+    }
+
+    fn role(&self, chain: &Chain) -> Option<Role> {
+        let (family, table, name) = (chain.family, chain.table.as_str(), chain.name.as_str());
+        if let Some(own) = self.own(family, table) {
+            return Some(Role::Own(own));
+        }
+        match iptables_table(family, table) {
+            Some((family, table)) if name == table.chain() => return Some(Role::Ours(family, table)),
+            Some((family, table)) if name == table.caller() => return Some(Role::Caller(family, table)),
+            _ => {}
+        }
+        let passed = matches!(chain.hook, Some(NF_INET_FORWARD | NF_INET_LOCAL_IN));
+        (passed && matches!(family, INET | IPV4 | IPV6)).then_some(Role::Foreign)
     }
 }
 
@@ -249,37 +278,10 @@ async fn rules(socket: &mut Socket<Nfnetlink>, chain: &Chain) -> Result<Vec<Rule
     rules.await
 }
 
-fn role(chain: &Chain) -> Option<Role> {
-    let (family, table, name) = (chain.family, chain.table.as_str(), chain.name.as_str());
-    if is_own(family, table) {
-        return Some(Role::Own);
-    }
-    if let Some(family) = flannel_table(family, table) {
-        return Some(Role::Flannel(family));
-    }
-    match iptables_table(family, table) {
-        Some((family, table)) if name == table.chain() => return Some(Role::Ours(family, table)),
-        Some((family, table)) if name == table.caller() => return Some(Role::Caller(family, table)),
-        _ => {}
-    }
-    let passed = matches!(chain.hook, Some(NF_INET_FORWARD | NF_INET_LOCAL_IN));
-    (passed && matches!(family, INET | IPV4 | IPV6)).then_some(Role::Foreign)
-}
-
-pub(super) fn is_own(family: u8, table: &str) -> bool {
-    family == INET && table == OWN_TABLE
-}
-
 /// Which of iptables' tables this is, and whose packets go through it.
 pub(super) fn iptables_table(family: u8, name: &str) -> Option<(Family, Table)> {
     let family = ip_family(family)?;
     Table::ALL.into_iter().find(|table| table.name() == name).map(|table| (family, table))
-}
-
-/// Whose rules are in this table of flannel's.
-pub(super) fn flannel_table(family: u8, name: &str) -> Option<Family> {
-    let family = ip_family(family)?;
-    (nftables::table(family).split(' ').nth(1) == Some(name)).then_some(family)
 }
 
 pub(super) fn ip_family(family: u8) -> Option<Family> {

@@ -5,21 +5,22 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use encap::Family;
 
-use super::own_table::OwnTable;
+use super::own_table::TableDigest;
 use super::rule::{Chain, NF_INET_FORWARD, Rule, digests};
-use super::ruleset::{Kept, Role, Ruleset, flannel_table, ip_family, iptables_table};
+use super::ruleset::{Kept, Role, Ruleset, ip_family, iptables_table};
 use crate::plan::firewall::iptables::Table;
 use crate::plan::firewall::{Foreign, Home, Hook, Obstacle, Variant};
+use crate::tables::TableName;
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
 pub(in super::super) struct Survey {
     /// Number of the last transaction; while it stays, nothing has changed.
     pub(in super::super) generation: Option<u32>,
-    /// Homes that hold anything under flannel's names, with a digest of what they say.
+    /// Those homes that hold anything under flannel's names, with a digest of what they say.
     pub(in super::super) homes: BTreeMap<Home, u64>,
-    /// Our own table, if there is one.
-    pub(in super::super) own_table: Option<OwnTable>,
+    /// Those of our tables that are there, with a digest of what they say.
+    pub(in super::super) tables: BTreeMap<TableName, TableDigest>,
     /// What others have put in the way.
     pub(in super::super) foreign: Foreign,
     /// Kubernetes has chains in iptables over nf_tables.
@@ -36,24 +37,23 @@ pub(in super::super) struct Survey {
 #[derive(Default)]
 struct Digests {
     homes: BTreeMap<Home, DefaultHasher>,
-    own: DefaultHasher,
+    own: BTreeMap<TableName, DefaultHasher>,
 }
 
 /// Sums up what is known.
 pub(super) fn of(ruleset: &Ruleset) -> Survey {
     let mut found = Survey { kubernetes: ruleset.kubernetes, ..Survey::default() };
     let mut digests = Digests::default();
-    for (family, table) in &ruleset.tables {
-        found.iptables |= iptables_table(*family, table).is_some();
-        if let Some(family) = flannel_table(*family, table) {
-            digests.homes.entry(Home::Nftables(family)).or_default();
-        }
-    }
+    found.iptables = ruleset.tables.iter().any(|(family, table)| iptables_table(*family, table).is_some());
+    digests.own = ruleset.own_tables().map(|own| (own, DefaultHasher::default())).collect();
     for kept in ruleset.chains.values() {
         sum_up(kept, &mut found, &mut digests);
     }
-    let members = ruleset.members.unwrap_or_default();
-    found.own_table = ruleset.has_own_table().then(|| OwnTable { rules: digests.own.finish(), members });
+    let held = |(own, rules): (TableName, DefaultHasher)| {
+        let members = ruleset.members.get(&own).map(|members| members.digest).unwrap_or_default();
+        (own, TableDigest { rules: rules.finish(), members })
+    };
+    found.tables = digests.own.into_iter().map(held).collect();
     found.homes = digests.homes.into_iter().map(|(home, digest)| (home, digest.finish())).collect();
     found
 }
@@ -61,14 +61,10 @@ pub(super) fn of(ruleset: &Ruleset) -> Survey {
 fn sum_up(kept: &Kept, found: &mut Survey, into: &mut Digests) {
     let (chain, rules) = (&kept.chain, kept.rules());
     match kept.role {
-        Role::Own => (chain.digest, digests(rules)).hash(&mut into.own),
-        Role::Flannel(family) => {
-            let digest = into.homes.entry(Home::Nftables(family)).or_default();
-            (chain.digest, digests(rules)).hash(digest);
-        }
+        Role::Own(own) => (chain.digest, digests(rules)).hash(into.own.entry(own).or_default()),
         Role::Ours(family, table) => {
             found.chains.push((family, table));
-            let digest = into.homes.entry(Home::Iptables(Variant::Nft, family)).or_default();
+            let digest = into.homes.entry(Home(Variant::Nft, family)).or_default();
             (table.chain(), digests(rules)).hash(digest);
         }
         Role::Caller(family, table) => {
@@ -76,7 +72,7 @@ fn sum_up(kept: &Kept, found: &mut Survey, into: &mut Digests) {
             let ours: Vec<&Rule> = rules.iter().filter(calls).collect();
             found.calls.extend(ours.iter().map(|rule| (family, table, rule.handle)));
             if !ours.is_empty() {
-                let digest = into.homes.entry(Home::Iptables(Variant::Nft, family)).or_default();
+                let digest = into.homes.entry(Home(Variant::Nft, family)).or_default();
                 let said: Vec<u64> = ours.iter().map(|rule| rule.digest).collect();
                 (table.caller(), said).hash(digest);
             }

@@ -66,8 +66,7 @@ impl Obstacle {
         let networks = networks.join(" and ");
         let chain = &self.chain;
         let opened = |variant| {
-            let ours =
-                |family| homes.get(&Home::Iptables(variant, family)).is_some_and(|rules| rules.forward);
+            let ours = |family| homes.get(&Home(variant, family)).is_some_and(|rules| rules.forward);
             self.opened_by().is_some_and(ours)
         };
         match (self.hook, self.rule) {

@@ -11,14 +11,19 @@
 //! no later node out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use encap::{Family, Prefix, Vni};
 
-use super::OWN_TABLE;
-pub use members::{Member, Update};
+use crate::tables::{
+    self, Base, Chain, Element, Field, Header, Hook, Key, Raw, Rule, Set, Statement, Table, TableName,
+    Transport, Type, count_in, daddr, dport, drop, goto, jump, l4proto, notrack, priority, raw, returns,
+    rule, saddr, saddr_in,
+};
+
+/// The table, in family `inet`, of what flannel has no rules for.
+pub const TABLE: TableName = TableName { family: tables::Family::Inet, name: "loden" };
 
 /// Outer addresses of the other nodes, and the pod prefixes that each may send from. No prefix of an address covers
 /// another of it.
@@ -68,11 +73,6 @@ pub struct Check {
     pub enforce: bool,
 }
 
-/// Whether a set of the table is one of senders, whose elements come and go with the nodes.
-pub fn has_senders(set: &str) -> bool {
-    ["nodes", "pairs"].iter().any(|of| set.starts_with(of))
-}
-
 /// Why a packet is dropped or counted: the names of the table's counters, and labels of the metric.
 pub const REASONS: [&str; 2] = [UNKNOWN_SENDER, SPOOFED_SOURCE];
 const UNKNOWN_SENDER: &str = "unknown_sender";
@@ -80,39 +80,52 @@ const SPOOFED_SOURCE: &str = "spoofed_source";
 
 /// The sets of those who were refused lately, whom the log names.
 pub const REFUSED: [&str; 2] = ["refused4", "refused6"];
+/// How long they are remembered.
+const REMEMBERED_FOR: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// The set whose one element, UDP's protocol number, keeps the checks in force.
 pub const GUARDED: &str = "guarded";
 /// How long the element lasts.
 pub const GUARDED_FOR: std::time::Duration = std::time::Duration::from_secs(300);
 
-/// Offsets in bits from the outer UDP header, for `@th`: RFC 7348's header, then Ethernet, then IP.
-const FLAGS_AT: u32 = 64;
-const VNI_AT: u32 = 64 + 32;
-const ETHERTYPE_AT: u32 = 64 + 64 + 96;
-const INNER_AT: u32 = ETHERTYPE_AT + 16;
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
 
-/// How one address family of inner packets is found and written.
+/// Offsets in octets from the outer UDP header: RFC 7348's header, then Ethernet, then IP.
+const FLAGS_AT: u32 = 8;
+const VNI_AT: u32 = 8 + 4;
+const ETHERTYPE_AT: u32 = 8 + 8 + 12;
+const INNER_AT: u32 = ETHERTYPE_AT + 2;
+
+/// RFC 7348's flag I: there is a network identifier.
+const HAS_VNI: u32 = 8;
+const ARP: u16 = 0x0806;
+
+/// How one address family of inner packets is found.
 #[derive(Clone, Copy)]
 struct Inner {
-    ethertype: &'static str,
+    ethertype: u16,
     digit: char,
     source_at: u32,
-    bits: u32,
 }
 
 const INNER: [Inner; 2] = [
-    Inner { ethertype: "0x0800", digit: '4', source_at: INNER_AT + 96, bits: 32 },
-    Inner { ethertype: "0x86dd", digit: '6', source_at: INNER_AT + 64, bits: 128 },
+    Inner { ethertype: 0x0800, digit: '4', source_at: INNER_AT + 12 },
+    Inner { ethertype: 0x86dd, digit: '6', source_at: INNER_AT + 8 },
 ];
 
-/// How one address family of outer packets is written.
+/// How one address family of outer packets is named.
 #[derive(Clone, Copy)]
 struct Outer {
-    word: &'static str,
-    kind: &'static str,
+    family: Family,
+    kind: Type,
     digit: char,
 }
+
+const OUTER: [Outer; 2] = [
+    Outer { family: Family::V4, kind: Type::Ipv4Addr, digit: '4' },
+    Outer { family: Family::V6, kind: Type::Ipv6Addr, digit: '6' },
+];
 
 /// A set of pairs of outer address and inner prefix. All prefixes in one are of one length, so that a packet is looked
 /// up by hash, and a pair comes and goes at the same cost however many there are. (In one interval set for all lengths,
@@ -124,13 +137,8 @@ struct Pairs {
     len: u8,
 }
 
-const OUTER: [Outer; 2] = [
-    Outer { word: "ip", kind: "ipv4_addr", digit: '4' },
-    Outer { word: "ip6", kind: "ipv6_addr", digit: '6' },
-];
-
 /// Elements by the name of their set.
-type Elements = BTreeMap<String, BTreeSet<String>>;
+type Elements = BTreeMap<String, Vec<Element>>;
 
 impl Guard {
     /// The guard as it can be on this machine: `None` when nothing of it is left to do.
@@ -142,22 +150,21 @@ impl Guard {
         (untracked || self.check.is_some()).then(|| Self { untracked, ..self.clone() })
     }
 
-    /// The transaction that puts the table in force, whatever was there before: its checks hold from the first packet
-    /// on, and none is asked of a set whose members are still to come.
-    pub fn script(&self) -> String {
-        // `add` before `delete` makes the deletion valid when the table is absent.
-        let mut text =
-            format!("add table inet {OWN_TABLE}\ndelete table inet {OWN_TABLE}\ntable inet {OWN_TABLE} {{\n");
-        text.push_str("  comment \"the tunnel's doors; kept by flanneld\"\n");
-        self.sets(&mut text);
+    /// The table. It is put in force in one transaction: its checks hold from the first packet on, and none is asked of
+    /// a set whose members are still to come.
+    pub fn table(&self) -> Table {
+        let mut table = Table {
+            comment: Some("the tunnel's doors; kept by flanneld"),
+            sets: self.sets(),
+            ..Table::new(TABLE)
+        };
         if self.untracked {
-            self.untracking(&mut text);
+            table.chains.extend(self.untracking());
         }
         if let Some(check) = &self.check {
-            self.checks(&mut text, check);
+            self.checks(&mut table, check);
         }
-        text.push_str("}\n");
-        text
+        table
     }
 
     /// The sets of pairs that the table has.
@@ -165,160 +172,157 @@ impl Guard {
         self.senders.pairs.iter().filter(|_| self.check.is_some())
     }
 
-    fn elements(&self) -> Elements {
-        let mut elements: Elements =
-            OUTER.iter().map(|outer| (format!("nodes{}", outer.digit), BTreeSet::new())).collect();
-        elements.extend(self.pairs().map(|pairs| (pairs.set(), BTreeSet::new())));
+    /// The sets of senders.
+    fn sets(&self) -> Vec<Set> {
+        let mut elements = Elements::new();
         for (addr, prefixes) in self.senders.prefixes.iter() {
-            let mut add = |set: String, element| {
-                // A set that is not there has no use for it.
-                if let Some(set) = elements.get_mut(&set) {
-                    set.insert(element);
-                }
-            };
-            add(format!("nodes{}", Outer::of(Family::of(*addr)).digit), addr.to_string());
-            for prefix in prefixes {
-                let pairs = Pairs::of(*addr, prefix);
-                add(pairs.set(), format!("{addr} . {}", pairs.hexadecimal(prefix)));
+            for (set, element) in self.members_of(*addr, prefixes) {
+                elements.entry(set).or_default().push(element);
             }
         }
-        elements
-    }
-
-    fn sets(&self, text: &mut String) {
-        let elements = self.elements();
-        let mut set = |name: String, declaration: &str| {
-            let members: Vec<&str> = elements[&name].iter().map(String::as_str).collect();
-            let members = match members.is_empty() {
-                true => String::new(),
-                false => format!("    elements = {{ {} }}\n", members.join(", ")),
-            };
-            let _ = write!(text, "  set {name} {{\n    {declaration}\n{members}  }}\n");
+        let nodes = OUTER.iter().map(|outer| Set::of(outer.nodes(), [outer.kind]));
+        let pairs = self
+            .pairs()
+            .map(|pairs| Set::of_fields(pairs.set(), [Field::Saddr(pairs.outer), Field::Raw(pairs.field())]));
+        let filled = |set: Set| {
+            let elements = elements.remove(&set.name).unwrap_or_default();
+            set.with(elements)
         };
-        for outer in OUTER {
-            set(format!("nodes{}", outer.digit), &format!("type {}", outer.kind));
-        }
-        for pairs in self.pairs() {
-            let word = Outer::of(pairs.outer).word;
-            set(pairs.set(), &format!("typeof {word} saddr . {}", pairs.field()));
-        }
+        nodes.chain(pairs).map(filled).collect()
     }
 
     /// Only what looks like the tunnel. The port is also one that masquerading may choose, or keep, for a pod that asks
     /// a node, and an answer that conntrack does not see never comes back to the pod.
-    fn untracking(&self, text: &mut String) {
-        let network = |check: &Check| format!("@th,{FLAGS_AT},8 & 0x8 == 0x8 @th,{VNI_AT},24 {} ", check.vni);
-        let tunnel = self.check.as_ref().map(network).unwrap_or_default();
-        for (hook, side) in [("prerouting", "saddr"), ("output", "daddr")] {
-            let _ = writeln!(
-                text,
-                "  chain untracked_{hook} {{\n    type filter hook {hook} priority raw; policy accept;"
-            );
-            for Outer { word, digit, .. } in OUTER {
-                let port = self.port;
-                let _ = writeln!(text, "    udp dport {port} {word} {side} @nodes{digit} {tunnel}notrack");
-            }
-            text.push_str("  }\n");
-        }
+    fn untracking(&self) -> [Chain; 2] {
+        let looks_so = |check: &Check| {
+            let flagged = raw(Header::Transport, FLAGS_AT, 8).has_all(HAS_VNI);
+            [flagged, vni().is(check.vni.get())]
+        };
+        let tunnel: Vec<Statement> = self.check.iter().flat_map(looks_so).collect();
+        let chain = |name: &str, hook, end: fn(Family) -> Key| {
+            let of = |outer: Outer| {
+                let known = [self.is_tunnel(), end(outer.family).in_set(outer.nodes())];
+                rule(known.into_iter().chain(tunnel.clone()).chain([notrack()]))
+            };
+            Chain::base(name, Base::filter(hook, priority::RAW), OUTER.map(of).into())
+        };
+        [
+            chain("untracked_prerouting", Hook::Prerouting, saddr),
+            chain("untracked_output", Hook::Output, daddr),
+        ]
     }
 
-    fn checks(&self, text: &mut String, check: &Check) {
-        let port = self.port;
+    /// Where a node is to be found in the sets: itself, and each of its prefixes.
+    fn members_of(&self, addr: IpAddr, prefixes: &[Prefix]) -> impl Iterator<Item = (String, Element)> {
+        let nodes = Outer::of(Family::of(addr)).nodes();
+        let checked = prefixes.iter().filter(|_| self.check.is_some());
+        let pairs = checked.map(move |prefix| {
+            let pairs = Pairs::of(addr, prefix);
+            (pairs.set(), Element::new(pairs.key(addr, prefix)))
+        });
+        std::iter::once((nodes, Element::new(octets(addr)))).chain(pairs)
+    }
+
+    fn is_tunnel(&self) -> Statement {
+        dport(Transport::Udp).is(self.port)
+    }
+
+    fn checks(&self, table: &mut Table, check: &Check) {
         let refuse = |reason: &str| {
-            let verdict = if check.enforce { " drop" } else { "" };
-            format!("counter name {reason}{verdict}")
+            let verdict = check.enforce.then(drop);
+            std::iter::once(count_in(reason)).chain(verdict).collect::<Vec<_>>()
         };
-        for reason in REASONS {
-            let _ = writeln!(text, "  counter {reason} {{ }}");
-        }
-        for (set, Outer { kind, .. }) in REFUSED.iter().zip(OUTER) {
-            let _ = write!(
-                text,
-                "  set {set} {{\n    type {kind}\n    size 256\n    flags dynamic,timeout\n    timeout 10m\n  }}\n"
-            );
-        }
-        let _ = write!(
-            text,
-            "  set {GUARDED} {{\n    type inet_proto\n    flags timeout\n    elements = {{ udp timeout {}s }}\n  }}\n",
-            GUARDED_FOR.as_secs()
-        );
-        let _ = write!(
-            text,
-            "  chain input {{\n    type filter hook input priority raw; policy accept;\n    \
-             meta l4proto @{GUARDED} udp dport {port} jump tunnel\n  }}\n"
-        );
+        table.counters.extend(REASONS);
+        table.sets.extend(REFUSED.iter().zip(OUTER).map(|(set, outer)| Set {
+            size: Some(256),
+            dynamic: true,
+            timeouts: true,
+            timeout: Some(REMEMBERED_FOR),
+            ..Set::of(*set, [outer.kind])
+        }));
+        let held = Element::new(vec![UDP]).lasting(GUARDED_FOR);
+        table.sets.push(Set { timeouts: true, ..Set::of(GUARDED, [Type::InetProto]).with([held]) });
+        let guarded = || l4proto().in_set(GUARDED);
+        let early = |hook| Base::filter(hook, priority::RAW);
+        let input = rule([guarded(), self.is_tunnel(), jump("tunnel")]);
+        table.chains.push(Chain::base("input", early(Hook::Input), vec![input]));
         // A pod that writes to another node's tunnel would get this node's address by masquerading.
-        let _ =
-            writeln!(text, "  chain forward {{\n    type filter hook forward priority raw; policy accept;");
-        for network in &check.networks {
-            let outer = OUTER[usize::from(!network.is_ipv4())];
-            let Outer { word, digit, .. } = outer;
-            let from_pods = format!(
-                "    meta l4proto @{GUARDED} udp dport {port} {word} saddr {network} {word} daddr @nodes{digit}"
-            );
-            let _ = writeln!(text, "{from_pods} {}\n{from_pods} {}", remember(outer), refuse(UNKNOWN_SENDER));
-        }
-        let _ = write!(
-            text,
-            "  }}\n  chain tunnel {{\n    @th,{VNI_AT},24 != {} return\n    ip saddr @nodes4 goto from4\n    \
-             ip6 saddr @nodes6 goto from6\n    {}\n    {}\n    {}\n  }}\n",
-            check.vni,
-            remember(OUTER[0]),
-            remember(OUTER[1]),
-            refuse(UNKNOWN_SENDER)
-        );
-        for (outer, family) in OUTER.into_iter().zip([Family::V4, Family::V6]) {
-            let _ = writeln!(text, "  chain from{} {{", outer.digit);
+        let forward = check.networks.iter().flat_map(|network| {
+            let outer = Outer::of(Family::of(network.addr()));
+            let from_pods =
+                [guarded(), self.is_tunnel(), saddr_in(*network), daddr(outer.family).in_set(outer.nodes())];
+            let refused = from_pods.iter().cloned().chain(refuse(UNKNOWN_SENDER));
+            [rule(from_pods.iter().cloned().chain([remember(outer)])), rule(refused)]
+        });
+        table.chains.push(Chain::base("forward", early(Hook::Forward), forward.collect()));
+        let [four, six] = OUTER;
+        let known = |outer: Outer| {
+            rule([saddr(outer.family).in_set(outer.nodes()), goto(format!("from{}", outer.digit))])
+        };
+        let tunnel = vec![
+            rule([vni().is_not(check.vni.get()), returns()]),
+            known(four),
+            known(six),
+            rule([remember(four)]),
+            rule([remember(six)]),
+            rule(refuse(UNKNOWN_SENDER)),
+        ];
+        table.chains.push(Chain::regular("tunnel", tunnel));
+        for outer in OUTER {
+            let mut rules = Vec::new();
             for (inner, pods) in INNER.into_iter().zip([Family::V4, Family::V6]) {
-                let lookups = self.pairs().filter(|pairs| (pairs.outer, pairs.inner) == (family, pods));
-                pass(text, check, inner, lookups);
+                let lookups = self.pairs().filter(|pairs| (pairs.outer, pairs.inner) == (outer.family, pods));
+                pass(&mut rules, check, inner, lookups);
             }
             // ARP names no source that is routed by. Anything else, a VLAN tag above all, would hide one.
-            let _ = writeln!(
-                text,
-                "    @th,{ETHERTYPE_AT},16 0x0806 return\n    {}\n    {}\n  }}",
-                remember(outer),
-                refuse(SPOOFED_SOURCE)
-            );
+            rules.push(rule([ethertype().is(ARP), returns()]));
+            rules.extend([rule([remember(outer)]), rule(refuse(SPOOFED_SOURCE))]);
+            table.chains.push(Chain::regular(format!("from{}", outer.digit), rules));
         }
     }
 }
 
 /// What passes: an inner source that is the sender's, or outside the cluster network.
-fn pass<'a>(text: &mut String, check: &Check, inner: Inner, lookups: impl Iterator<Item = &'a Pairs>) {
-    let ethertype = format!("@th,{ETHERTYPE_AT},16 {}", inner.ethertype);
+fn pass<'a>(rules: &mut Vec<Rule>, check: &Check, inner: Inner, lookups: impl Iterator<Item = &'a Pairs>) {
+    let kind = || ethertype().is(inner.ethertype);
     let four = inner.digit == '4';
     let Some(network) = check.networks.iter().find(|network| network.is_ipv4() == four) else {
-        let _ = writeln!(text, "    {ethertype} return");
-        return;
+        return rules.push(rule([kind(), returns()]));
     };
     for pairs in lookups {
-        let word = Outer::of(pairs.outer).word;
-        let _ = writeln!(text, "    {ethertype} {word} saddr . {} @{} return", pairs.source(), pairs.set());
+        let key = saddr(pairs.outer).and(pairs.source());
+        rules.push(rule([kind(), key.in_set(pairs.set()), returns()]));
     }
     if network.len() > 0 {
-        let shift = inner.bits - u32::from(network.len());
-        let start = number(network) >> shift;
-        let _ =
-            writeln!(text, "    {ethertype} @th,{},{} != {start:#x} return", inner.source_at, network.len());
+        let start = first(network, usize::from(network.len().div_ceil(8)));
+        let source = raw(Header::Transport, inner.source_at, network.len());
+        rules.push(rule([kind(), source.is_not(start), returns()]));
     }
+}
+
+/// The tunnel's network identifier.
+fn vni() -> Key {
+    raw(Header::Transport, VNI_AT, 24)
+}
+
+/// What the inner frame holds.
+fn ethertype() -> Key {
+    raw(Header::Transport, ETHERTYPE_AT, 16)
 }
 
 /// Keeps the outer source for the log. A rule of its own: where the set is full, it ends there and the next one drops.
-fn remember(outer: Outer) -> String {
-    format!("update @refused{} {{ {} saddr }}", outer.digit, outer.word)
-}
-
-fn number(prefix: &Prefix) -> u128 {
-    match prefix.addr() {
-        IpAddr::V4(addr) => u32::from(addr).into(),
-        IpAddr::V6(addr) => addr.into(),
-    }
+fn remember(outer: Outer) -> Statement {
+    saddr(outer.family).update(format!("refused{}", outer.digit))
 }
 
 impl Outer {
     fn of(family: Family) -> Self {
         OUTER[usize::from(family == Family::V6)]
+    }
+
+    /// The set of nodes.
+    fn nodes(self) -> String {
+        format!("nodes{}", self.digit)
     }
 }
 
@@ -338,35 +342,26 @@ impl Pairs {
     }
 
     /// Those octets in the packet.
-    fn field(self) -> String {
+    fn field(self) -> Raw {
         let inner = INNER[usize::from(self.inner == Family::V6)];
-        format!("@th,{},{}", inner.source_at, self.octets() * 8)
+        // At most the sixteen of an IPv6 address.
+        Raw { header: Header::Transport, offset: inner.source_at, bits: self.octets() as u8 * 8 }
     }
 
     /// Those octets in the packet, without the bits behind the prefix.
-    fn source(self) -> String {
+    fn source(self) -> Key {
+        let key = Key::from(Field::Raw(self.field()));
         let behind = self.octets() * 8 - usize::from(self.len);
         if behind == 0 {
-            return self.field();
+            return key;
         }
         let all = u128::MAX >> (128 - self.octets() * 8);
-        let mask = all >> behind << behind;
-        format!("({} & {mask:#x})", self.field())
-    }
-
-    /// Those octets of a prefix as `nft` takes them where it knows of a number and not of an address.
-    fn hexadecimal(self, prefix: &Prefix) -> String {
-        let digits: String =
-            first(prefix, self.octets()).iter().map(|octet| format!("{octet:02x}")).collect();
-        format!("0x{digits}")
+        key.masked(all >> behind << behind)
     }
 
     /// A member in the kernel's form: each field begins at a multiple of four octets.
     fn key(self, outer: IpAddr, prefix: &Prefix) -> Vec<u8> {
-        let mut key = octets(outer);
-        key.extend(first(prefix, self.octets()));
-        key.resize(key.len().next_multiple_of(4), 0);
-        key
+        tables::concatenated([&octets(outer)[..], &first(prefix, self.octets())])
     }
 }
 
@@ -383,6 +378,5 @@ fn octets(addr: IpAddr) -> Vec<u8> {
     }
 }
 
-mod members;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The traffic rules a node should hold, and the steps from those it holds.
 //!
-//! Rules live in *homes*: flannel's chains in one variant of iptables, or flannel's nftables tables, per address
+//! Rules live in flannel's chains in one variant of iptables, their *homes*, or in flannel's nftables tables, per address
 //! family. The names are flannel's on purpose. Whichever daemon starts on a node finds the other's rules under
 //! its own names and replaces them in one transaction, so neither taking over nor going back leaves rules behind
 //! or opens a moment without masquerading.
@@ -13,6 +13,7 @@ mod variant;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use encap::{Family, Prefix};
 
@@ -20,36 +21,23 @@ pub use foreign::{Foreign, Hook, Obstacle};
 pub use guard::{Check, Guard, Senders};
 pub use variant::{Evidence, Variant, choose};
 
-/// The table, in family `inet`, of what flannel has no rules for.
-pub const OWN_TABLE: &str = "loden";
+use crate::tables::{self, HeldTable, OwnTable, TableName, TableOp};
+
+/// The tables that are ours, whoever of us and flannel made them.
+pub const OWN_TABLES: [TableName; 3] = [nftables::name(Family::V4), nftables::name(Family::V6), guard::TABLE];
 
 /// Who keeps the rules: net-conf.json's `EnableNFTables`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
     /// flannel's chains, through `iptables-restore`.
     Iptables,
-    /// flannel's tables, through `nft`.
+    /// flannel's tables.
     Nftables,
 }
 
-/// Where the rules of one address family live.
+/// Where iptables keeps the rules of one address family: chains FLANNEL-POSTRTG in nat and FLANNEL-FWD in filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Home {
-    /// Chains FLANNEL-POSTRTG in nat and FLANNEL-FWD in filter.
-    Iptables(Variant, Family),
-    /// Table `ip flannel-ipv4` or `ip6 flannel-ipv6`.
-    Nftables(Family),
-}
-
-impl Home {
-    /// Who keeps rules here, and in which variant of it: for metrics and people.
-    pub fn keeper(&self) -> (&'static str, &'static str) {
-        match self {
-            Self::Iptables(variant, _) => ("iptables", variant.as_str()),
-            Self::Nftables(_) => ("nftables", ""),
-        }
-    }
-}
+pub struct Home(pub Variant, pub Family);
 
 /// How to masquerade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,29 +106,42 @@ impl Firewall {
 
     /// Where rules belong, in words.
     pub fn places(&self, state: &FirewallState) -> Vec<String> {
-        let guard = self.guard(state).map(|_| format!("nftables table inet {OWN_TABLE}"));
-        self.homes(state).keys().map(Home::to_string).chain(guard).collect()
+        let tables = self.tables(state);
+        let tables = tables.iter().map(|own| format!("nftables table {}", own.table.name));
+        self.homes(state).keys().map(Home::to_string).chain(tables).collect()
     }
 
-    /// Where which rules belong, given what else filters on this machine.
+    /// Which tables of ours there should be.
+    pub fn tables(&self, state: &FirewallState) -> Vec<OwnTable> {
+        let flannels = self.rules.iter().filter(|_| self.manager == Manager::Nftables);
+        let flannels = flannels.map(|rules| OwnTable {
+            table: Arc::new(nftables::table(rules)),
+            optional: false,
+            elements: "",
+        });
+        let doors = self.guard(state).map(|guard| OwnTable {
+            table: Arc::new(guard.table()),
+            optional: true,
+            elements: "who may send into the tunnel",
+        });
+        flannels.chain(doors).collect()
+    }
+
+    /// Which rules belong into iptables, given what else filters on this machine.
     fn homes(&self, state: &FirewallState) -> BTreeMap<Home, Rules> {
         // Without any program the step is planned all the same: its failure names what is missing.
         let variant = state.variant.unwrap_or(Variant::Nft);
         let mut homes = BTreeMap::new();
         for rules in &self.rules {
             let family = rules.family();
-            match self.manager {
-                Manager::Iptables => homes.insert(Home::Iptables(variant, family), *rules),
-                Manager::Nftables => homes.insert(Home::Nftables(family), *rules),
-            };
-            // An accept in our own table cannot overrule a FORWARD policy of DROP; one in that very chain can.
-            if self.manager == Manager::Nftables && rules.forward {
+            if self.manager == Manager::Iptables {
+                homes.insert(Home(variant, family), *rules);
+            } else if rules.forward {
+                // An accept in our own table cannot overrule a FORWARD policy of DROP; one in that very chain can.
                 let closed = state.foreign.obstacles.iter().filter(|by| by.opened_by() == Some(family));
                 let usable = closed.filter_map(|by| by.variant).filter(|v| state.installed.contains(v));
                 homes.extend(
-                    usable.map(|variant| {
-                        (Home::Iptables(variant, family), Rules { masquerade: None, ..*rules })
-                    }),
+                    usable.map(|variant| (Home(variant, family), Rules { masquerade: None, ..*rules })),
                 );
             }
         }
@@ -157,26 +158,17 @@ pub enum Held {
     InForce(Rules),
 }
 
-/// How table `inet loden` stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HeldGuard {
-    /// It is not what we last put there.
-    Changed,
-    /// Exactly this is in force.
-    InForce(Guard),
-}
-
 /// The firewall as it stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FirewallState {
-    /// Homes that hold anything under flannel's names.
+    /// Those homes that hold anything under flannel's names.
     pub homes: BTreeMap<Home, Held>,
     /// The variant of iptables that this machine uses; `None` when it has none.
     pub variant: Option<Variant>,
     /// Every variant whose programs are installed.
     pub installed: BTreeSet<Variant>,
-    /// Table `inet loden`, if there is one.
-    pub guard: Option<HeldGuard>,
+    /// Those tables under our names, or flannel's, that are there.
+    pub tables: BTreeMap<TableName, HeldTable>,
     /// What others have put in the way of forwarded packets.
     pub foreign: Foreign,
 }
@@ -192,27 +184,18 @@ impl FirewallState {
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FirewallOp {
-    /// Put rules in force in one transaction.
+    /// Put rules in force in iptables, in one transaction per table of its.
     Install(Home, Rules),
-    /// Remove what is there under flannel's names.
+    /// Remove what iptables has under flannel's names.
     Remove(Home),
-    /// Put table `inet loden` in force in one transaction.
-    InstallGuard(Guard),
-    /// Change who may send into the tunnel, and nothing else of the table.
-    UpdateGuard {
-        /// What is in force.
-        before: Guard,
-        /// What is to be.
-        after: Guard,
-    },
-    /// Remove table `inet loden`.
-    RemoveGuard,
+    /// A step about a table of ours.
+    Table(TableOp),
 }
 
 impl FirewallOp {
     /// Packets flow without it: a kernel that lacks what it needs is no reason to be without an overlay.
     pub fn is_optional(&self) -> bool {
-        matches!(self, Self::InstallGuard(_) | Self::UpdateGuard { .. })
+        matches!(self, Self::Table(op) if op.is_optional())
     }
 }
 
@@ -221,24 +204,16 @@ impl fmt::Display for FirewallOp {
         match self {
             Self::Install(home, _) => write!(f, "put {home} in force"),
             Self::Remove(home) => write!(f, "remove {home}"),
-            Self::InstallGuard(_) => write!(f, "put nftables table inet {OWN_TABLE} in force"),
-            Self::UpdateGuard { .. } => {
-                write!(f, "update who may send into the tunnel (nftables table inet {OWN_TABLE})")
-            }
-            Self::RemoveGuard => write!(f, "remove nftables table inet {OWN_TABLE}"),
+            Self::Table(op) => write!(f, "{op}"),
         }
     }
 }
 
 impl fmt::Display for Home {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Iptables(variant, family) => {
-                let six = if *family == Family::V6 { "6" } else { "" };
-                write!(f, "ip{six}tables ({variant}) chains FLANNEL-POSTRTG and FLANNEL-FWD")
-            }
-            Self::Nftables(family) => write!(f, "nftables table {}", nftables::table(*family)),
-        }
+        let Self(variant, family) = self;
+        let six = if *family == Family::V6 { "6" } else { "" };
+        write!(f, "ip{six}tables ({variant}) chains FLANNEL-POSTRTG and FLANNEL-FWD")
     }
 }
 
@@ -248,23 +223,17 @@ pub fn diff(want: &Firewall, state: &FirewallState) -> Vec<FirewallOp> {
     let homes = want.homes(state);
     let lacking = homes.iter().filter(|(home, rules)| state.homes.get(home) != Some(&Held::InForce(**rules)));
     let stale = state.homes.keys().filter(|home| !homes.contains_key(home));
-    guard(want.guard(state), state.guard.as_ref())
+    let (puts, drops) = tables::diff(&want.tables(state), &state.tables);
+    let (doors, others): (Vec<_>, Vec<_>) = puts.into_iter().partition(TableOp::is_optional);
+    let table = FirewallOp::Table;
+    doors
         .into_iter()
+        .chain(others)
+        .map(table)
         .chain(lacking.map(|(home, rules)| FirewallOp::Install(*home, *rules)))
+        .chain(drops.into_iter().map(table))
         .chain(stale.map(|home| FirewallOp::Remove(*home)))
         .collect()
-}
-
-fn guard(want: Option<Guard>, held: Option<&HeldGuard>) -> Option<FirewallOp> {
-    match (want, held) {
-        (None, None) => None,
-        (None, Some(_)) => Some(FirewallOp::RemoveGuard),
-        (Some(want), Some(HeldGuard::InForce(held))) if want == *held => None,
-        (Some(after), Some(HeldGuard::InForce(before))) if after.update(before).is_some() => {
-            Some(FirewallOp::UpdateGuard { before: before.clone(), after })
-        }
-        (Some(want), _) => Some(FirewallOp::InstallGuard(want)),
-    }
 }
 
 pub(crate) fn multicast(family: Family) -> &'static str {

@@ -1,84 +1,86 @@
-//! flannel's nftables tables as text for `nft -f -`.
+//! flannel's nftables tables.
 //!
 //! Names, priorities and comments are flannel's, so that either daemon takes over the other's tables. The rules are
 //! those of its iptables set: in its nftables set the fourth hides the sixth, and the mark test is exact.
 
-use std::fmt::Write as _;
-
 use encap::Family;
 
-use super::{Masquerade, Rules, multicast};
+use super::{Masquerade, Rules};
+use crate::tables::{
+    self, Base, Chain, Hook, NatFlags, Rule, Statement, Table, TableName, accept, daddr, daddr_in, mark,
+    masquerade, priority, returns, rule, saddr_in, saddr_not_in,
+};
 
-/// Family and name of the table for an address family.
-pub fn table(family: Family) -> &'static str {
+/// What kube-proxy marks a packet with that it will masquerade itself.
+const MARKED: u32 = 0x4000;
+
+/// The table for an address family.
+pub const fn name(family: Family) -> TableName {
     match family {
-        Family::V4 => "ip flannel-ipv4",
-        Family::V6 => "ip6 flannel-ipv6",
+        Family::V4 => TableName { family: tables::Family::Ip, name: "flannel-ipv4" },
+        Family::V6 => TableName { family: tables::Family::Ip6, name: "flannel-ipv6" },
     }
 }
 
-/// The transaction that puts `rules` in force, whatever was there before.
-pub fn script(rules: &Rules) -> String {
-    let table = table(rules.family());
-    let name = table.split_once(' ').map_or(table, |(_, name)| name);
-    let mut text = removal(rules.family());
-    let _ = writeln!(text, "table {table} {{\n  comment \"rules for {name}\"");
-    if let Some(masquerade) = rules.masquerade {
-        postrouting(&mut text, rules, masquerade);
-    }
-    if rules.forward {
-        forward(&mut text, rules);
-    }
-    text.push_str("}\n");
-    text
+/// The table that says what `rules` say.
+pub fn table(rules: &Rules) -> Table {
+    let family = rules.family();
+    let comment = match family {
+        Family::V4 => "rules for flannel-ipv4",
+        Family::V6 => "rules for flannel-ipv6",
+    };
+    let postrouting = rules.masquerade.map(|masquerade| postrouting(rules, masquerade));
+    let forward = rules.forward.then(|| forward(rules));
+    let chains = postrouting.into_iter().chain(forward).collect();
+    Table { comment: Some(comment), chains, ..Table::new(name(family)) }
 }
 
-/// The transaction that removes the table; it succeeds when there is none.
-pub fn removal(family: Family) -> String {
-    let table = table(family);
-    // `add` before `delete` makes the deletion valid when the table is absent.
-    format!("add table {table}\ndelete table {table}\n")
-}
-
-/// A transaction to try with `nft --check`: whether this kernel and `nft` can choose ports fully at random.
-pub const FULLY_RANDOM_TRIAL: &str = "table ip flannel-trial {\n  chain postrtg {\n    \
-     type nat hook postrouting priority srcnat;\n    masquerade fully-random\n  }\n}\n";
-
-fn forward(text: &mut String, rules: &Rules) {
-    let (ip, cluster) = (word(rules.family()), rules.cluster);
-    let _ = write!(
-        text,
-        "  chain forward {{\n    comment \"chain to accept flannel traffic\"\n    \
-         type filter hook forward priority filter; policy accept;\n    \
-         {ip} saddr {cluster} accept\n    {ip} daddr {cluster} accept\n  }}\n"
+/// A table to try: whether this kernel can choose ports fully at random.
+pub fn fully_random_trial() -> Table {
+    let trial = TableName { family: tables::Family::Ip, name: "flannel-trial" };
+    let random = NatFlags { fully_random: true, ..NatFlags::default() };
+    let chain = Chain::base(
+        "postrtg",
+        Base::nat(Hook::Postrouting, priority::SRCNAT),
+        vec![rule([masquerade(random)])],
     );
+    Table { chains: vec![chain], ..Table::new(trial) }
 }
 
-fn postrouting(text: &mut String, rules: &Rules, masquerade: Masquerade) {
-    let (ip, cluster) = (word(rules.family()), rules.cluster);
-    let multicast = multicast(rules.family());
-    let random = if masquerade.fully_random { " fully-random" } else { "" };
-    text.push_str(
-        "  chain postrtg {\n    comment \"chain to manage traffic masquerading by flannel\"\n    \
-         type nat hook postrouting priority srcnat; policy accept;\n",
-    );
-    // kube-proxy marks what it will masquerade itself; a second translation would hide the Service's choice.
-    text.push_str("    meta mark & 0x4000 == 0x4000 return\n");
+fn forward(rules: &Rules) -> Chain {
+    let accepted = vec![rule([saddr_in(rules.cluster), accept()]), rule([daddr_in(rules.cluster), accept()])];
+    Chain::base("forward", Base::filter(Hook::Forward, priority::FILTER), accepted)
+        .comment("chain to accept flannel traffic")
+}
+
+fn postrouting(rules: &Rules, how: Masquerade) -> Chain {
+    let cluster = rules.cluster;
+    let flags = NatFlags { fully_random: how.fully_random, ..NatFlags::default() };
+    // A second translation would hide the Service's choice.
+    let mut all = vec![rule([mark().has_all(MARKED), returns()])];
     if let Some(node) = rules.node {
-        let _ = writeln!(text, "    {ip} saddr {node} {ip} daddr {cluster} return");
-        let _ = writeln!(text, "    {ip} saddr {cluster} {ip} daddr {node} return");
-        let _ = writeln!(text, "    {ip} saddr != {cluster} {ip} daddr {node} return");
+        all.extend([
+            rule([saddr_in(node), daddr_in(cluster), returns()]),
+            rule([saddr_in(cluster), daddr_in(node), returns()]),
+            rule([saddr_not_in(cluster), daddr_in(node), returns()]),
+        ]);
     }
-    let _ = writeln!(text, "    {ip} saddr {cluster} {ip} daddr != {multicast} masquerade{random}");
-    let _ = writeln!(text, "    {ip} saddr != {cluster} {ip} daddr {cluster} masquerade{random}");
-    text.push_str("  }\n");
+    let masqueraded: [Rule; 2] = [
+        rule([saddr_in(cluster), not_multicast(rules.family()), masquerade(flags)]),
+        rule([saddr_not_in(cluster), daddr_in(cluster), masquerade(flags)]),
+    ];
+    all.extend(masqueraded);
+    Chain::base("postrtg", Base::nat(Hook::Postrouting, priority::SRCNAT), all)
+        .comment("chain to manage traffic masquerading by flannel")
 }
 
-fn word(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    }
+/// The destination is in neither 224.0.0.0/4 nor ff00::/8.
+fn not_multicast(family: Family) -> Statement {
+    let (mask, value) = match family {
+        Family::V4 => (0xf0_u128 << 24, 0xe0_u128 << 24),
+        Family::V6 => (0xff << 120, 0xff << 120),
+    };
+    daddr(family).masked(mask).is_not(value)
 }
 
 #[cfg(test)]
@@ -97,7 +99,7 @@ mod tests {
             masquerade: Some(Masquerade { fully_random: true }),
             forward: true,
         };
-        let script = script(&rules);
+        let script = table(&rules).to_string();
         assert!(
             script.contains("table ip flannel-ipv4 {\n  comment \"rules for flannel-ipv4\"\n"),
             "{script}"
@@ -105,7 +107,7 @@ mod tests {
         assert_eq!(
             lines(&script),
             [
-                "meta mark & 0x4000 == 0x4000 return",
+                "meta mark & 0x00004000 == 0x00004000 return",
                 "ip saddr 10.244.1.0/24 ip daddr 10.244.0.0/16 return",
                 "ip saddr 10.244.0.0/16 ip daddr 10.244.1.0/24 return",
                 "ip saddr != 10.244.0.0/16 ip daddr 10.244.1.0/24 return",
@@ -125,7 +127,7 @@ mod tests {
             masquerade: Some(Masquerade { fully_random: false }),
             forward: false,
         };
-        let script = script(&rules);
+        let script = table(&rules).to_string();
         assert!(script.contains("table ip6 flannel-ipv6 {"), "{script}");
         assert!(script.contains("ip6 saddr fd00:10::/48 ip6 daddr != ff00::/8 masquerade\n"), "{script}");
         assert!(!script.contains("chain forward"));

@@ -2,8 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const V4: Home = Home::Iptables(Variant::Nft, Family::V4);
-const TABLE4: Home = Home::Nftables(Family::V4);
+const V4: Home = Home(Variant::Nft, Family::V4);
 
 fn want(manager: Manager) -> Firewall {
     let networks = ["10.244.0.0/16".parse().unwrap(), "fd10:244::/48".parse().unwrap()];
@@ -16,13 +15,22 @@ fn apply(state: &mut FirewallState, op: &FirewallOp) {
     match op {
         FirewallOp::Install(home, rules) => drop(state.homes.insert(*home, Held::InForce(*rules))),
         FirewallOp::Remove(home) => assert!(state.homes.remove(home).is_some(), "{home} is not there"),
-        FirewallOp::InstallGuard(guard) => state.guard = Some(HeldGuard::InForce(guard.clone())),
-        FirewallOp::UpdateGuard { before, after } => {
-            assert_eq!(state.guard, Some(HeldGuard::InForce(before.clone())));
-            state.guard = Some(HeldGuard::InForce(after.clone()));
+        FirewallOp::Table(TableOp::Put(own)) => {
+            state.tables.insert(own.table.name, HeldTable::InForce(own.table.clone()));
         }
-        FirewallOp::RemoveGuard => assert!(state.guard.take().is_some(), "there is no table"),
+        FirewallOp::Table(TableOp::ChangeElements { before, after }) => {
+            let name = before.name;
+            assert_eq!(state.tables.get(&name), Some(&HeldTable::InForce(before.clone())));
+            state.tables.insert(name, HeldTable::InForce(after.table.clone()));
+        }
+        FirewallOp::Table(TableOp::Drop(name)) => {
+            assert!(state.tables.remove(name).is_some(), "there is no table {name}");
+        }
     }
+}
+
+fn drop_guard() -> FirewallOp {
+    FirewallOp::Table(TableOp::Drop(guard::TABLE))
 }
 
 fn policy_drop() -> Obstacle {
@@ -40,31 +48,26 @@ fn tunnel_guard(nodes: u8) -> Guard {
     Guard { port: 8472, senders: Senders::new((0..nodes).map(sender)), untracked: true, check: None }
 }
 
-fn held_guards() -> impl Strategy<Value = Option<HeldGuard>> {
-    prop_oneof![
-        Just(None),
-        Just(Some(HeldGuard::Changed)),
-        (0..3u8).prop_map(|nodes| Some(HeldGuard::InForce(tunnel_guard(nodes)))),
-    ]
+fn held_tables() -> impl Strategy<Value = BTreeMap<TableName, HeldTable>> {
+    let held = prop_oneof![
+        Just(HeldTable::Changed),
+        (0..3u8).prop_map(|nodes| HeldTable::InForce(Arc::new(tunnel_guard(nodes).table()))),
+    ];
+    prop::collection::btree_map(prop::sample::select(&OWN_TABLES[..]), held, 0..4)
 }
 
 fn states() -> impl Strategy<Value = FirewallState> {
-    let homes = prop_oneof![
-        Just(V4),
-        Just(Home::Iptables(Variant::Legacy, Family::V4)),
-        Just(Home::Iptables(Variant::Nft, Family::V6)),
-        Just(TABLE4),
-        Just(Home::Nftables(Family::V6)),
-    ];
+    let homes =
+        prop_oneof![Just(V4), Just(Home(Variant::Legacy, Family::V4)), Just(Home(Variant::Nft, Family::V6)),];
     let held = prop_oneof![Just(Held::Changed), Just(Held::InForce(want(Manager::Iptables).rules[0]))];
     let variant = prop_oneof![Just(None), Just(Some(Variant::Nft)), Just(Some(Variant::Legacy))];
     let obstacles = prop::collection::vec(Just(policy_drop()), 0..2);
-    (prop::collection::btree_map(homes, held, 0..5), variant, held_guards(), obstacles).prop_map(
-        |(homes, variant, guard, obstacles)| FirewallState {
+    (prop::collection::btree_map(homes, held, 0..5), variant, held_tables(), obstacles).prop_map(
+        |(homes, variant, tables, obstacles)| FirewallState {
             homes,
             variant,
             installed: variant.into_iter().collect(),
-            guard,
+            tables,
             foreign: Foreign { obstacles, refuses_input: None },
         },
     )
@@ -77,8 +80,8 @@ proptest! {
         want.guard = (nodes > 0).then(|| tunnel_guard(nodes));
         let ops = diff(&want, &state);
         // What masquerades is in force before what did goes.
-        let first_removal = ops.iter().position(|op| matches!(op, FirewallOp::Remove(_)));
-        let last_install = ops.iter().rposition(|op| matches!(op, FirewallOp::Install(..)));
+        let first_removal = ops.iter().position(|op| matches!(op, FirewallOp::Remove(_) | FirewallOp::Table(TableOp::Drop(_))));
+        let last_install = ops.iter().rposition(|op| matches!(op, FirewallOp::Install(..) | FirewallOp::Table(TableOp::Put(_))));
         prop_assert!(first_removal.is_none() || last_install < first_removal);
         ops.iter().for_each(|op| apply(&mut state, op));
         prop_assert_eq!(diff(&want, &state), vec![]);
@@ -88,9 +91,10 @@ proptest! {
 #[test]
 fn nothing_wanted_leaves_nothing() {
     let none = Firewall::new(Manager::Iptables, &["10.244.0.0/16".parse().unwrap()], &[], None, false);
-    let mut state = FirewallState { guard: Some(HeldGuard::Changed), ..FirewallState::default() };
+    let tables = BTreeMap::from([(guard::TABLE, HeldTable::Changed)]);
+    let mut state = FirewallState { tables, ..FirewallState::default() };
     state.homes.insert(V4, Held::Changed);
-    assert_eq!(diff(&none, &state), [FirewallOp::RemoveGuard, FirewallOp::Remove(V4)]);
+    assert_eq!(diff(&none, &state), [drop_guard(), FirewallOp::Remove(V4)]);
 }
 
 #[test]
@@ -135,8 +139,8 @@ fn a_node_that_comes_changes_elements_only_and_a_firewall_that_refuses_input_the
     let mut state = FirewallState::default();
     diff(&want(1), &state).iter().for_each(|op| apply(&mut state, op));
     let ops = diff(&want(2), &state);
-    assert!(matches!(ops[..], [FirewallOp::UpdateGuard { .. }]), "{ops:?}");
+    assert!(matches!(ops[..], [FirewallOp::Table(TableOp::ChangeElements { .. })]), "{ops:?}");
     state.foreign.refuses_input = Some("ip filter INPUT".into());
     // Without a check nothing of this table is left to do.
-    assert_eq!(diff(&want(1), &state), [FirewallOp::RemoveGuard]);
+    assert_eq!(diff(&want(1), &state), [drop_guard()]);
 }

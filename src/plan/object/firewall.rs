@@ -1,9 +1,10 @@
 //! Traffic rules as a kind of kernel object. What they say, and how they differ, is in [`firewall`](crate::plan::firewall).
 
 use super::{Object, Stage, Step};
-use crate::plan::firewall::{FirewallOp, Home, OWN_TABLE, nftables};
+use crate::plan::firewall::FirewallOp;
 use crate::plan::{Observed, Parts, Watched};
 use crate::report::Code;
+use crate::tables::TableOp;
 
 impl Step for FirewallOp {
     fn stage(&self) -> Stage {
@@ -24,10 +25,7 @@ impl Step for FirewallOp {
 
     fn command(&self, _: &Watched) -> Option<String> {
         match self {
-            Self::Remove(Home::Nftables(family)) => {
-                Some(format!("nft delete table {}", nftables::table(*family)))
-            }
-            Self::RemoveGuard => Some(format!("nft delete table inet {OWN_TABLE}")),
+            Self::Table(TableOp::Drop(table)) => Some(format!("nft delete table {table}")),
             // Rules may have thousands of lines, and what is there decides which are to be written.
             _ => None,
         }

@@ -141,7 +141,8 @@ pub(super) fn without_nft(doors: &mut Doors, _: &Notes) -> Result<()> {
     let daemon = doors.cluster.launch("n1")?.shape(iptables_only).spawn()?;
     doors.cluster.node_mut("n1")?.adopt(daemon).wait_ready()?;
     let ready = doors.n1()?.daemon()?.get("/readyz")?;
-    ensure!(ready.body.contains("install the package nftables"), "{}", ready.body);
+    ensure!(ready.body == "flanneld is ready", "{}", ready.body);
     doors.n1()?.wait_lease(&doors.node.name())?;
-    honest(doors, &Notes::default())
+    honest(doors, &Notes::default())?;
+    doors.all_refused(&doors.stranger, doors.node.pods(7), "unknown_sender")
 }

@@ -49,7 +49,7 @@ pub(super) fn suite() -> Checks {
             life::dead_mans_switch,
         )
         .check("the daemon renews it", life::renewed)
-        .check("without nft there is an overlay and a word about it", life::without_nft)
+        .check("without nft the doors stand all the same", life::without_nft)
         .check("SourceCheck changes from start to start under traffic", change::source_check)
         .check("another port, and back, under traffic", change::port)
         .check("a peer gets other addresses under traffic", change::address)

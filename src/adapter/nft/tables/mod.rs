@@ -14,7 +14,7 @@ use netlink_packet_netfilter::nftables::{
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 use crate::adapter::netlink::wire::{Change, Nfnetlink};
-use crate::tables::{Base, Chain, ElementChange, Rule, Table, TableName, expressions};
+use crate::tables::{Base, Chain, Element, ElementChange, Rule, Table, TableName, expressions};
 
 /// `NFTA_OBJ_*`.
 mod object {
@@ -58,6 +58,16 @@ pub fn drop(table: TableName) -> Vec<Change<Nfnetlink>> {
 pub fn change_elements(wanted: &ElementChange) -> Vec<Change<Nfnetlink>> {
     let removed = set::elements(wanted.table, &wanted.removed, true);
     removed.chain(set::elements(wanted.table, &wanted.added, false)).collect()
+}
+
+/// Lets elements that go by themselves last as long as in the beginning. A timeout begins anew with its element; adding
+/// it first makes the deletion valid when it has expired.
+pub fn renew(table: &Table) -> Vec<Change<Nfnetlink>> {
+    let lasting: Vec<_> = table.lasting().map(|(set, element)| (set.to_owned(), element.clone())).collect();
+    let keys: Vec<_> =
+        lasting.iter().map(|(set, element)| (set.clone(), Element::new(element.key.clone()))).collect();
+    let step = |elements, remove| set::elements(table.name, elements, remove).collect::<Vec<_>>();
+    [step(&lasting, false), step(&keys, true), step(&lasting, false)].concat()
 }
 
 fn new_table(table: TableName, comment: Option<&str>) -> Change<Nfnetlink> {

@@ -80,7 +80,8 @@ fn length(types: &[Type]) -> u32 {
 }
 
 fn description(set: &Set, types: &[Type]) -> Vec<SetDescription> {
-    let size = if set.constant { Some(set.elements.len() as u32) } else { set.size };
+    // The borders of ranges count as elements.
+    let size = if set.constant { Some(members(set).len() as u32) } else { set.size };
     let field = |of: &Type| nested(LIST_ELEMENT, &[number(FIELD_LENGTH, of.octets() as u32)]);
     let ranges = set.interval && types.len() > 1;
     let fields = ranges.then(|| SetDescription::Concat(types.iter().map(field).collect()));
@@ -89,13 +90,17 @@ fn description(set: &Set, types: &[Type]) -> Vec<SetDescription> {
 
 /// Puts a set's elements into it.
 pub(super) fn filled(table: TableName, set: &Set) -> Vec<Change<Nfnetlink>> {
+    members(set).chunks(ELEMENTS).map(|elements| list(table, &set.name, elements, false)).collect()
+}
+
+/// The elements of a set as the kernel has them.
+fn members(set: &Set) -> Vec<Attributes> {
     let concatenated = set.key.types().len() > 1;
-    let elements: Vec<Attributes> = if set.interval && !concatenated {
+    if set.interval && !concatenated {
         intervals(set.elements.clone())
     } else {
         set.elements.iter().map(element).collect()
-    };
-    elements.chunks(ELEMENTS).map(|elements| list(table, &set.name, elements, false)).collect()
+    }
 }
 
 /// Adds elements to sets, or removes them.
@@ -147,16 +152,14 @@ fn intervals(mut elements: Vec<Element>) -> Vec<Attributes> {
     if let Some(first) = elements.first().filter(|first| first.key.iter().any(|octet| *octet != 0)) {
         marks.push(end(&vec![0; first.key.len()]));
     }
-    for (at, range) in elements.iter().enumerate() {
+    for range in &elements {
         let behind = after(range.last.as_ref().unwrap_or(&range.key));
-        let next = elements.get(at + 1).map(|next| &next.key);
         let mut begin = element(&Element { last: None, ..range.clone() });
         if behind.is_none() {
             begin.push(SetElementAttribute::UserData(userdata::open_interval()));
         }
         marks.push(begin);
-        // A range that the next one follows at once ends where that begins.
-        marks.extend(behind.filter(|behind| next != Some(behind)).map(|behind| end(&behind)));
+        marks.extend(behind.map(|behind| end(&behind)));
     }
     marks
 }
