@@ -15,7 +15,7 @@ use crate::netns::Netns;
 use crate::process::NsCommand;
 
 /// The plugins of Loden's program.
-pub const OURS: [&str; 4] = ["bridge", "flannel", "host-local", "loopback"];
+pub const OURS: [&str; 5] = ["bridge", "flannel", "host-local", "loopback", "portmap"];
 
 /// The program that holds Loden's plugins.
 ///
@@ -129,7 +129,7 @@ impl Host {
         let host = Self::bare()?;
         let folder = assets::folder("cni-plugins")?;
         ensure!(folder.is_dir(), "{} is missing: run `make machinery`", folder.display());
-        for name in ["bridge", "host-local", "loopback"] {
+        for name in ["bridge", "host-local", "loopback", "portmap"] {
             symlink(folder.join(name), host.plugin(name))?;
         }
         fs::copy(program()?, host.plugin("flannel"))?;

@@ -12,6 +12,7 @@ mod error;
 pub mod flannel;
 pub mod host_local;
 mod json;
+pub mod portmap;
 mod request;
 mod result;
 #[cfg(test)]

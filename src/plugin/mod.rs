@@ -8,6 +8,7 @@ mod daemon;
 mod flannel;
 mod host_local;
 mod loopback;
+mod portmap;
 mod worker;
 
 use std::io::Write as _;
@@ -52,11 +53,12 @@ trait Plugin {
 }
 
 /// The plugins by their names.
-const PLUGINS: [(&str, &dyn Plugin); 4] = [
+const PLUGINS: [(&str, &dyn Plugin); 5] = [
     ("bridge", &bridge::Bridge),
     ("flannel", &flannel::Flannel),
     ("host-local", &host_local::HostLocal),
     ("loopback", &loopback::Loopback),
+    ("portmap", &portmap::Portmap),
 ];
 
 /// The built-in plugin of this name.

@@ -1,5 +1,6 @@
 //! Rules: what is asked of a packet, and what is done with it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ pub struct Rule {
     /// What it asks and does.
     pub statements: Vec<Statement>,
     /// For people.
-    pub comment: Option<&'static str>,
+    pub comment: Option<Cow<'static, str>>,
 }
 
 /// A rule of these statements.
@@ -22,8 +23,8 @@ pub fn rule(statements: impl IntoIterator<Item = Statement>) -> Rule {
 impl Rule {
     /// The same with a comment.
     #[must_use]
-    pub fn comment(self, comment: &'static str) -> Self {
-        Self { comment: Some(comment), ..self }
+    pub fn comment(self, comment: impl Into<Cow<'static, str>>) -> Self {
+        Self { comment: Some(comment.into()), ..self }
     }
 }
 

@@ -161,7 +161,7 @@ impl Display for Rule {
         for (at, statement) in self.statements.iter().enumerate() {
             write!(f, "{}{statement}", if at == 0 { "" } else { " " })?;
         }
-        match self.comment {
+        match &self.comment {
             Some(comment) => write!(f, " comment \"{comment}\""),
             None => Ok(()),
         }

@@ -92,6 +92,34 @@ impl Links {
         }
     }
 
+    /// Name of the device by which packets to `address` leave; `None` if there is no route.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn toward(&mut self, address: IpAddr) -> Result<Option<String>, CniError> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family(address);
+        question.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        question.attributes.push(RouteAttribute::Destination(address.into()));
+        let failed = |error: &Error| failed(format!("cannot look for the route to {address}"), error);
+        let route = match self.0.get(&Message::GetRoute(question), |part| part.object::<Message>()) {
+            Ok(Some(Message::NewRoute(route))) => route,
+            Ok(_) => return Ok(None),
+            Err(error) if error.errno() == Some(Errno::ENETUNREACH) => return Ok(None),
+            Err(error) => return Err(failed(&error)),
+        };
+        let out = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        let Some(index) = out else { return Ok(None) };
+        let found = self.0.get(&Message::GetLink(at(index)), |part| part.object::<Message>());
+        match found.map_err(|error| failed(&error))? {
+            Some(Message::NewLink(message)) => Ok(Some(link(&message).name)),
+            _ => Ok(None),
+        }
+    }
+
     /// Makes a bridge, unless there is a device of its name.
     ///
     /// # Errors

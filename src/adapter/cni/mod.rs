@@ -4,6 +4,7 @@ mod delegates;
 mod kept;
 mod links;
 mod netns;
+mod rules;
 pub mod settings;
 mod store;
 
@@ -11,6 +12,7 @@ pub use self::delegates::{Delegates, Found, run};
 pub use self::kept::{EarlierBoot, Kept};
 pub use self::links::{Link, Links, Pair};
 pub use self::netns::{Netns, enter};
+pub use self::rules::Rules;
 pub use self::store::Store;
 
 use std::fs;

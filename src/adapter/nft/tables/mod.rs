@@ -13,7 +13,7 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
-use crate::adapter::netlink::wire::{Change, Nfnetlink};
+use crate::adapter::netlink::wire::{self, Change, Nfnetlink, Part, attribute};
 use crate::tables::{Base, Chain, Element, ElementChange, Rule, Table, TableName, expressions};
 
 /// `NFTA_OBJ_*`.
@@ -22,6 +22,12 @@ mod object {
     pub(super) const NAME: u16 = 2;
     pub(super) const KIND: u16 = 3;
     pub(super) const DATA: u16 = 4;
+}
+
+/// `NFTA_RULE_*`.
+mod of_rule {
+    pub(super) const HANDLE: u16 = 3;
+    pub(super) const USERDATA: u16 = 7;
 }
 
 /// `NFT_OBJECT_COUNTER`.
@@ -44,6 +50,44 @@ pub fn put(table: &Table) -> Vec<Change<Nfnetlink>> {
         changes.extend(chain.rules.iter().map(|rule| new_rule(table.name, &chain.name, rule)));
     }
     changes
+}
+
+/// Makes what is missing of a table whose rules belong to several, and adds `rules`, each to the end of its chain. Chains that
+/// have rules in `table` get just these; those of the others stay.
+pub fn add(table: &Table, rules: &[(&str, Rule)]) -> Vec<Change<Nfnetlink>> {
+    let mut changes = vec![new_table(table.name, table.comment)];
+    changes.extend(table.chains.iter().map(|chain| new_chain(table.name, chain)));
+    for chain in table.chains.iter().filter(|chain| !chain.rules.is_empty()) {
+        changes.push(remove_rules(table.name, &chain.name, None));
+        changes.extend(chain.rules.iter().map(|rule| new_rule(table.name, &chain.name, rule)));
+    }
+    changes.extend(rules.iter().map(|(chain, rule)| new_rule(table.name, chain, rule)));
+    changes
+}
+
+/// Removes a rule of a chain by its handle, or all rules.
+pub fn remove_rules(table: TableName, chain: &str, handle: Option<u64>) -> Change<Nfnetlink> {
+    let mut message = rules_of(table, chain);
+    message.attributes.extend(handle.map(RuleAttribute::Handle));
+    change(table, 0, NfTablesMessage::DeleteRule(message))
+}
+
+/// Asks for the rules of a chain. [`commented`] reads the answer.
+pub fn question(table: TableName, chain: &str) -> NetfilterMessage {
+    change(table, 0, NfTablesMessage::GetRule(rules_of(table, chain))).0
+}
+
+/// Handle and comment of a rule that has one.
+pub fn commented(part: &Part<'_>) -> Option<(u64, String)> {
+    let get = |kind| attribute(part.attributes(), kind);
+    let handle = get(of_rule::HANDLE).and_then(wire::number64)?;
+    Some((handle, userdata::read_comment(get(of_rule::USERDATA)?)?))
+}
+
+fn rules_of(table: TableName, chain: &str) -> RuleMessage {
+    let attributes =
+        vec![RuleAttribute::Table(table.name.to_owned()), RuleAttribute::Chain(chain.to_owned())];
+    RuleMessage { attributes }
 }
 
 /// Removes a table, if there is one.
@@ -110,7 +154,8 @@ fn new_rule(table: TableName, chain: &str, rule: &Rule) -> Change<Nfnetlink> {
         RuleAttribute::Chain(chain.to_owned()),
         RuleAttribute::Expressions(expressions),
     ];
-    attributes.extend(rule.comment.map(|comment| RuleAttribute::UserData(userdata::comment(comment))));
+    attributes
+        .extend(rule.comment.as_deref().map(|comment| RuleAttribute::UserData(userdata::comment(comment))));
     change(table, NLM_F_CREATE | NLM_F_APPEND, NfTablesMessage::NewRule(RuleMessage { attributes }))
 }
 

@@ -37,6 +37,19 @@ pub(super) fn comment(comment: &str) -> Vec<u8> {
     text(COMMENT, comment)
 }
 
+/// The comment among what the kernel keeps of a rule.
+pub(super) fn read_comment(mut all: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = all {
+        let (value, behind) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == COMMENT {
+            let text = value.strip_suffix(b"\0").unwrap_or(value);
+            return String::from_utf8(text.to_vec()).ok();
+        }
+        all = behind;
+    }
+    None
+}
+
 /// Says of the last element of an interval set that nothing ends it.
 pub(super) fn open_interval() -> Vec<u8> {
     number(ELEMENT_FLAGS, INTERVAL_IS_OPEN)
