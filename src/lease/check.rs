@@ -89,11 +89,17 @@ pub(super) fn peer(facts: &NodeFacts, config: &IndexConfig) -> Verdict {
     }
     halves(facts, config, |family, prefixes| {
         let public_ip = public_ip(facts, config, family)?;
+        // The outer packet would be routed into the tunnel it came from.
+        if prefixes.iter().any(|prefix| prefix.contains(public_ip)) {
+            let field = address_field(facts, &config.backend, family);
+            let reason = Reason::UnusableAddress("inside the node's own podCIDR");
+            return Err(Fault::new(field, &public_ip.to_string(), reason));
+        }
         Ok(Candidate {
             prefixes,
             public_ip: Some(public_ip),
             vtep_mac: vtep_mac(facts, &config.backend, family)?,
-            addresses: addresses(facts, &config.networks, public_ip),
+            addresses: addresses(facts, public_ip),
             caps: caps.clone(),
         })
     })
@@ -202,7 +208,7 @@ fn public_ip(facts: &NodeFacts, config: &IndexConfig, family: Family) -> Result<
         Fault::new(INTERNAL_IP, "", Reason::NoAddress { annotation })
     })?;
     let ip = ip.to_canonical();
-    match unusable(ip, &config.networks) {
+    match unusable(ip) {
         Some(kind) => Err(Fault::new(field, &ip.to_string(), Reason::UnusableAddress(kind))),
         None => Ok(ip),
     }
@@ -240,16 +246,16 @@ fn vtep_mac(facts: &NodeFacts, backend: &Backend, family: Family) -> Result<Opti
     })
 }
 
-/// Why nothing can be sent to an address, if nothing can. Link-local addresses mean something only together with an
-/// interface; kubelet does not take one for its node either.
-fn unusable(ip: IpAddr, networks: &[Prefix]) -> Option<&'static str> {
-    let special = match ip {
+/// Why nothing can be sent to an address, if nothing can. What the kernel carries is let pass, however odd: 240.0.0.0/4 and
+/// the link-local addresses of IPv4 number the nodes of some networks. A link-local one of IPv6 means something only
+/// together with an interface.
+fn unusable(ip: IpAddr) -> Option<&'static str> {
+    match ip {
         IpAddr::V4(v4) => match v4.octets() {
             [0, ..] => Some("unspecified"),
             [127, ..] => Some("a loopback address"),
-            [169, 254, ..] => Some("a link-local address"),
             [224..=239, ..] => Some("a multicast address"),
-            [240..=255, ..] => Some("a reserved or broadcast address"),
+            [255, 255, 255, 255] => Some("the broadcast address"),
             _ => None,
         },
         IpAddr::V6(v6) if v6.is_unspecified() => Some("unspecified"),
@@ -257,21 +263,17 @@ fn unusable(ip: IpAddr, networks: &[Prefix]) -> Option<&'static str> {
         IpAddr::V6(v6) if v6.is_multicast() => Some("a multicast address"),
         IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
         IpAddr::V6(_) => None,
-    };
-    // The outer packet would be routed into the tunnel it came from.
-    let inside =
-        || networks.iter().any(|network| network.contains(ip)).then_some("inside the cluster network");
-    special.or_else(inside)
+    }
 }
 
 /// Where packets of the node may come from: NAT and several interfaces make it more than one.
-fn addresses(facts: &NodeFacts, networks: &[Prefix], public_ip: IpAddr) -> Vec<IpAddr> {
+fn addresses(facts: &NodeFacts, public_ip: IpAddr) -> Vec<IpAddr> {
     let mut out = vec![public_ip];
     let v4 = annotation::ipv4(facts.annotations.public_ip.as_deref()).ok().flatten().map(IpAddr::V4);
     let v6 = annotation::ipv6(facts.annotations.public_ipv6.as_deref()).ok().flatten().map(IpAddr::V6);
     for ip in v4.into_iter().chain(v6).chain(facts.addresses.iter().copied()) {
         let ip = ip.to_canonical();
-        if out.len() < MAX_ADDRESSES && !out.contains(&ip) && unusable(ip, networks).is_none() {
+        if out.len() < MAX_ADDRESSES && !out.contains(&ip) && unusable(ip).is_none() {
             out.push(ip);
         }
     }

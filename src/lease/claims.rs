@@ -13,7 +13,7 @@ use super::check::Candidate;
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     prefixes: BTreeMap<Prefix, Arc<str>>,
-    addresses: HashMap<IpAddr, Tenancy>,
+    addresses: BTreeMap<IpAddr, Tenancy>,
     /// Owners of Ethernet addresses, by family: each family has a device of its own.
     vtep_macs: HashMap<(Family, MacAddr), Arc<str>>,
 }
@@ -55,6 +55,12 @@ impl Claims {
 
     pub(super) fn tenancy(&self, ip: IpAddr) -> Option<&Tenancy> {
         self.addresses.get(&ip)
+    }
+
+    /// An address inside `prefix` that another than `name` has, and who that is.
+    pub(super) fn covered(&self, name: &str, prefix: Prefix) -> Option<(IpAddr, &Arc<str>)> {
+        let inside = self.addresses.range(prefix.addr()..=prefix.last());
+        inside.map(|(ip, tenancy)| (*ip, &tenancy.node)).find(|(_, node)| &***node != name)
     }
 
     pub(super) fn owner_of(&self, family: Family, mac: MacAddr) -> Option<&Arc<str>> {

@@ -85,9 +85,17 @@ impl LeaseIndex {
             return Change::default();
         }
         self.own_addresses = addresses;
-        let lost: Vec<_> = self.held().filter(|(_, _, ip)| self.out_of_reach(*ip).is_some()).collect();
+        let lost: Vec<_> =
+            self.held().filter(|(name, family, ip)| self.is_lost(name, *family, *ip)).collect();
         lost.iter().for_each(|(name, family, _)| self.demote(name, *family));
         self.finish()
+    }
+
+    /// Whether what a peer holds is in the way of our own addresses, or out of their reach.
+    fn is_lost(&self, name: &Arc<str>, family: Family, ip: IpAddr) -> bool {
+        let held = self.nodes.get(name).and_then(|node| node.sides.get(family).held.as_ref());
+        let ours = |prefix: &Prefix| self.own_addresses.iter().any(|own| prefix.contains(*own));
+        self.out_of_reach(ip).is_some() || held.is_some_and(|held| held.prefixes.iter().any(ours))
     }
 
     /// Every half that is held, with the address it is sent to.
@@ -325,6 +333,9 @@ impl LeaseIndex {
             if let Some(reason) = self.out_of_reach(ip) {
                 return Err(fault(reason));
             }
+            if self.claims.overlapping(Prefix::host(ip)).any(|other| other != name) {
+                return Err(fault(Reason::UnusableAddress("inside the podCIDR of another node")));
+            }
             for (other, family) in self.others(name, ip) {
                 if self.insists(other, family, |theirs| theirs.public_ip == Some(ip)) {
                     return Err(fault(Reason::DuplicateAddress { with: other.to_string() }));
@@ -345,6 +356,9 @@ impl LeaseIndex {
             }
         }
         for prefix in &candidate.prefixes {
+            if let Some(of) = self.covered(name, *prefix) {
+                return Err(Fault::new(check::POD_CIDR, &prefix.to_string(), Reason::CoversAddress { of }));
+            }
             for other in self.claims.overlapping(*prefix).filter(|other| *other != name) {
                 if self.insists(other, family, |theirs| theirs.prefixes.iter().any(|p| p.overlaps(prefix))) {
                     let reason = Reason::Overlap { with: other.to_string() };
@@ -354,6 +368,14 @@ impl LeaseIndex {
             }
         }
         Ok(yielding)
+    }
+
+    /// The address of another node inside `prefix`, in words: our own as soon as it is known.
+    fn covered(&self, name: &Arc<str>, prefix: Prefix) -> Option<String> {
+        let own = self.own_addresses.iter().filter(|_| **name != *self.config.own_node);
+        let own = own.copied().find(|ip| prefix.contains(*ip)).map(|ip| format!("{ip}, which is ours"));
+        let others = || self.claims.covered(name, prefix).map(|(ip, node)| format!("{ip} of {node}"));
+        own.or_else(others)
     }
 
     /// What others than `name` hold of an address.

@@ -82,6 +82,11 @@ pub enum Reason {
         /// The node that keeps it.
         with: String,
     },
+    /// A prefix that has a node's own address in it: packets for that node would go to the pods.
+    CoversAddress {
+        /// The address, and whose it is.
+        of: String,
+    },
     /// Neither an InternalIP nor this annotation, which would do instead.
     NoAddress {
         /// The annotation's name behind the prefix.
@@ -132,6 +137,7 @@ impl Reason {
             Self::BadPodCidr(_) => "bad_pod_cidr",
             Self::OutsideNetwork { .. } => "outside_network",
             Self::Overlap { .. } => "overlap",
+            Self::CoversAddress { .. } => "covers_address",
             Self::NoAddress { .. } => "no_address",
             Self::BadAddress(_) => "bad_address",
             Self::UnusableAddress(_) => "unusable_address",
@@ -150,11 +156,12 @@ impl Reason {
     }
 
     /// Every label [`Self::as_str`] can give, so that metrics can begin at 0.
-    pub const LABELS: [&'static str; 18] = [
+    pub const LABELS: [&'static str; 19] = [
         "no_pod_cidr",
         "bad_pod_cidr",
         "outside_network",
         "overlap",
+        "covers_address",
         "no_address",
         "bad_address",
         "unusable_address",
@@ -181,6 +188,7 @@ impl Reason {
             Self::OutsideNetwork { .. } => {
                 "take podCIDRs from the Network of net-conf.json, which has to be the controller manager's --cluster-cidr"
             }
+            Self::CoversAddress { .. } => "give that node a podCIDR in which no node has its address",
             Self::Overlap { .. } => "give each node a podCIDR of its own; delete the Node that is no more",
             Self::NoAddress { .. } => "let the kubelet report an InternalIP, or set the annotation",
             Self::BadAddress(_) | Self::UnusableAddress(_) => {
@@ -222,6 +230,7 @@ impl fmt::Display for Reason {
             | Self::BadCapabilities(why) => write!(f, "cannot be used: {why}"),
             Self::OutsideNetwork { network } => write!(f, "is outside the cluster network {network}"),
             Self::Overlap { with } => write!(f, "overlaps the podCIDR of node {}", excerpt(with)),
+            Self::CoversAddress { of } => write!(f, "has the address of a node in it, {of}"),
             Self::NoAddress { annotation } => {
                 write!(f, "has no InternalIP for it, and there is no {annotation} annotation")
             }

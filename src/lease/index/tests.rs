@@ -164,7 +164,6 @@ fn a_bad_node_is_refused_by_reason_and_the_others_stand() {
         (node("x", "10.244.9.0/24", "::1"), "unusable_address"),
         (node("x", "10.244.9.0/24", "ff02::1"), "unusable_address"),
         (node("x", "10.244.9.0/24", "fe80::1"), "unusable_address"),
-        (node("x", "10.244.9.0/24", "169.254.7.7"), "unusable_address"),
         (annotated("x", "10.244.9.0/24", &[("public-ip", "nowhere\x1b[2J")]), "bad_address"),
         (annotated("x", "10.244.9.0/24", &[("public-ipv6", "10.0.0.1")]), "bad_address"),
         (annotated("x", "10.244.9.0/24", &[("loden", "{")]), "bad_capabilities"),
@@ -381,4 +380,30 @@ fn on_a_reset_the_incumbent_keeps_then_the_older_then_the_name() {
     assert_eq!(names(&index.snapshot()), ["b"]);
     assert_eq!(index.reset(Vec::new()).removed, 1);
     assert_eq!(index.reset(Vec::new()), Change::default());
+}
+
+/// The network may hold the nodes themselves, as 10.0.0.0/8 often does; only a podCIDR may not.
+#[test]
+fn an_address_is_refused_only_inside_a_pod_cidr() {
+    for ip in ["10.244.200.3", "169.254.7.7", "240.0.0.9"] {
+        let mut index = LeaseIndex::new(config());
+        index.apply(node("x", "10.244.9.0/24", ip));
+        assert_eq!(reasons(&index.snapshot()), [], "{ip}");
+    }
+    // In the podCIDR of another node: whoever comes first stays.
+    let mut index = LeaseIndex::new(config());
+    index.apply(node("a", "10.244.9.0/24", "192.168.77.9"));
+    index.apply(node("b", "10.244.3.0/24", "10.244.9.3"));
+    assert_eq!(reasons(&index.snapshot()), [("b", "unusable_address", false)]);
+    index.delete("a");
+    assert_eq!(reasons(&index.snapshot()), [], "nobody is in the way any more");
+    index.apply(node("a", "10.244.9.0/24", "192.168.77.9"));
+    assert_eq!(reasons(&index.snapshot()), [("a", "covers_address", false)]);
+    let text = index.snapshot().refused[0].to_string();
+    assert!(text.contains("10.244.9.3 of b") && text.contains("; "), "{text}");
+    // Our own address counts from when it is known.
+    let mut index = LeaseIndex::new(config());
+    index.apply(node("a", "10.244.9.0/24", "192.168.77.9"));
+    index.set_own_addresses(&["10.244.9.7".parse().unwrap()]);
+    assert_eq!(reasons(&index.snapshot()), [("a", "covers_address", false)]);
 }
