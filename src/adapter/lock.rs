@@ -3,12 +3,16 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::file;
+
+/// For how long a lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Held for as long as the daemon runs; the kernel lets go of it however the process ends.
 #[derive(Debug)]
@@ -23,6 +27,7 @@ pub fn path(subnet_file: &Path) -> PathBuf {
 
 impl RunLock {
     /// Takes the lock, or says who has it.
+    #[expect(clippy::disallowed_methods, reason = "a lock is waited for before anything else runs")]
     pub fn take(subnet_file: &Path) -> Result<Self> {
         let path = path(subnet_file);
         file::make_directory(file::directory(&path)).context("--subnet-file")?;
@@ -32,17 +37,26 @@ impl RunLock {
             )?;
         let mut holder = String::new();
         let _ = file.read_to_string(&mut holder);
-        let mut held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => held,
-            Err((_, Errno::EWOULDBLOCK)) => bail!(
-                "another flanneld (process {}) runs here and holds {}: stop it first, or give this one its own --subnet-file",
-                holder.trim(),
-                path.display()
-            ),
-            Err((_, errno)) => bail!("cannot lock {}: {errno}", path.display()),
+        let begun = Instant::now();
+        let mut held = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => break held,
+                // One that was killed a moment ago lets go when the kernel has taken it apart.
+                Err((back, Errno::EWOULDBLOCK)) if begun.elapsed() < PATIENCE => {
+                    file = back;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err((_, Errno::EWOULDBLOCK)) => bail!(
+                    "another flanneld (process {}) runs here and holds {}: stop it first, or give this one its own --subnet-file",
+                    holder.trim(),
+                    path.display()
+                ),
+                Err((_, errno)) => bail!("cannot lock {}: {errno}", path.display()),
+            }
         };
-        held.rewind().and_then(|()| held.set_len(0)).context("cannot rewrite the lock file")?;
-        writeln!(held, "{}", std::process::id()).context("cannot write the lock file")?;
+        let cannot = || format!("cannot write {}: is its file system full?", path.display());
+        held.rewind().and_then(|()| held.set_len(0)).with_context(cannot)?;
+        writeln!(held, "{}", std::process::id()).with_context(cannot)?;
         Ok(Self { _file: held })
     }
 }

@@ -20,6 +20,9 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// How often to look although no event came: a symbolic link may lead to a directory that is not watched.
 const SAFETY: Duration = Duration::from_secs(5);
 
+/// A file system that does not answer for so long hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A [`LeaseSource`] that says the whole map again whenever the file's content changes.
 pub struct NodesFile {
     path: PathBuf,
@@ -37,12 +40,14 @@ impl NodesFile {
         if let Err(error) = &events {
             tracing::warn!("changes of {} are seen within 5 s instead of at once: {error:#}", path.display());
         }
-        Self { path: path.into(), prefix, events: events.ok(), last: None, seen: Seen::of(path) }
+        Self { path: path.into(), prefix, events: events.ok(), last: None, seen: Seen(None) }
     }
 
     /// Reads the file; `None` when it says what it said before.
-    fn look(&mut self) -> Option<LeaseEvent> {
-        let read = file::read(&self.path, manifest::MAX_BYTES as u64).map_err(|error| format!("{error:#}"));
+    async fn look(&mut self) -> Option<LeaseEvent> {
+        let path = self.path.clone();
+        let read = apart(move || file::read(&path, manifest::MAX_BYTES as u64)).await;
+        let read = read.and_then(|read| read.map_err(|error| format!("{error:#}")));
         if self.last.as_ref() == Some(&read) {
             return None;
         }
@@ -58,6 +63,11 @@ impl NodesFile {
         Some(event)
     }
 
+    async fn stamp(&self) -> Seen {
+        let path = self.path.clone();
+        apart(move || Seen::of(&path)).await.unwrap_or(Seen(None))
+    }
+
     /// Waits until the directory or, looked at now and then, the file itself has changed.
     async fn changed(&mut self) -> Instant {
         loop {
@@ -70,16 +80,23 @@ impl NodesFile {
             if tokio::time::timeout(SAFETY, event).await.is_ok() {
                 let at = Instant::now();
                 tokio::time::sleep(SETTLE).await;
-                self.seen = Seen::of(&self.path);
+                self.seen = self.stamp().await;
                 return at;
             }
-            let now = Seen::of(&self.path);
+            let now = self.stamp().await;
             if now != self.seen {
                 self.seen = now;
                 return Instant::now();
             }
         }
     }
+}
+
+/// Asks the file system on a thread of its own: one that hangs, as over a network, keeps nobody else waiting.
+async fn apart<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let asked = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(ask)).await;
+    let late = |_| format!("it cannot be read within {} s: does its file system hang?", PATIENCE.as_secs());
+    asked.map_err(late)?.map_err(|error| error.to_string())
 }
 
 /// What tells one version of a file from another without reading it.
@@ -97,7 +114,7 @@ impl LeaseSource for NodesFile {
     async fn next(&mut self) -> Arrival {
         let mut at = Instant::now();
         loop {
-            if let Some(event) = self.look() {
+            if let Some(event) = self.look().await {
                 return Arrival { event, at };
             }
             at = self.changed().await;

@@ -65,5 +65,6 @@ pub(super) async fn run(program: &str, args: &[&str], input: &str) -> Result<Str
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(SYSTEM_DIRS.iter().map(PathBuf::from));
-    dirs.map(|dir| dir.join(program)).find(|path| path.is_file())
+    // An empty or relative entry means the working folder, in which anybody may have put anything.
+    dirs.filter(|dir| dir.is_absolute()).map(|dir| dir.join(program)).find(|path| path.is_file())
 }

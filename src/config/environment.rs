@@ -100,7 +100,7 @@ pub(super) fn identify(
     Run {
         args,
         offloads,
-        node_name: get("NODE_NAME"),
+        node_name: get("NODE_NAME").map(|name| name.trim().to_owned()),
         pod: get("POD_NAME")
             .zip(get("POD_NAMESPACE"))
             .map(|(name, namespace)| PodIdentity { name, namespace }),
