@@ -5,6 +5,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use tokio::sync::watch;
 
+use super::concerns::Concerns;
 use super::parts::Parts;
 use super::send_news;
 use super::spine::Spine;
@@ -54,6 +55,11 @@ impl Notices {
     pub(super) fn publish(&self) {
         send_news(&self.wanted, self.spine.notices());
     }
+}
+
+/// Follows the files that say how to reach the API server and who we are.
+pub(super) async fn follow_files(concerns: Concerns, api: Api) {
+    api.follow_files(|trouble| concerns.set(Code::CredentialsUnreadable, trouble)).await;
 }
 
 /// Tells the cluster of refused Nodes.

@@ -99,6 +99,7 @@ pub async fn run(run: Run, log: LogControl) -> Result<()> {
                 let watch = KubePods::watch(&api, metrics.clone(), &tasks)?;
                 tasks.spawn("pods", pods::follow(watch, spine.clone(), concerns.clone()));
             }
+            tasks.spawn("credentials", kubernetes::follow_files(concerns.clone(), api.clone()));
             tasks.spawn("events", kubernetes::tell(&start.parts, api.clone(), metrics.clone()));
             tasks.spawn("own-node", kubernetes::publish(&start.parts, api.clone(), metrics));
             let (spine, concerns) = (spine.clone(), concerns.clone());
@@ -123,6 +124,7 @@ impl Start {
     async fn new(node: String, source: String, run: Run) -> Result<Self> {
         let conf = read_net_conf(&run.args.net_config_path)?;
         let lock = RunLock::take(&run.args.subnet_file)?;
+        file::sweep(file::directory(&run.args.subnet_file));
         let (backend, unasked) = choose_backend::choose(&conf, &run.args.net_config_path).await?;
         let parts = Parts::new(Setup::new(node, source, run.args, conf, backend, run.offloads))?;
         parts.concerns.set(Code::BackendFallback, unasked);

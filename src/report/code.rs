@@ -66,6 +66,8 @@ codes! {
     OwnNode: Degraded, "" / "", "the own Node is in order again";
     /// The source of leases cannot be read; the last known leases stay in force.
     SourceUnreadable: Degraded, "" / "", "leases can be read again";
+    /// A kubeconfig, certificate, key or token that was replaced cannot be used; the one before is.
+    CredentialsUnreadable: Degraded, "" / "", "credentials for the API can be read again";
     /// Pods cannot be read; the last known host routes stay in force.
     PodsUnreadable: Degraded, "" / "", "pods can be read again";
     /// The own Node does not carry what peers need to know of it.

@@ -103,6 +103,11 @@ impl Api {
         self.server.moved();
     }
 
+    /// Follows the files that say how to reach the server and who we are, for good; `report` hears what cannot be used.
+    pub async fn follow_files(&self, report: impl Fn(Option<String>)) {
+        self.server.follow(report).await;
+    }
+
     /// Waits until the connections that were last used are given up.
     pub(super) async fn given_up(&self) {
         let made = self.client.borrow().0;

@@ -11,13 +11,17 @@ mod backoff;
 mod client;
 #[cfg(test)]
 mod convergence;
+mod credentials;
 pub mod events;
+mod kubeconfig;
 mod nodes;
 mod pods;
+mod proxy;
 pub mod publish;
 mod rest;
 mod server;
 mod sync;
+mod tls;
 mod trouble;
 mod watch;
 mod wire;

@@ -2,25 +2,28 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use http::{HeaderValue, Uri, header};
+use anyhow::{Context, Result};
+use http::{HeaderValue, header};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioExecutor;
-use kube::client::{ClientBuilder, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
-use sha2::{Digest as _, Sha256};
+use kube::Client;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use tokio::sync::watch;
 use tower::{BoxError, Service, ServiceBuilder};
 
+use super::credentials::{self, GLANCE, Material, Settings, Way};
 use super::trouble::Overloaded;
 
 /// The system's resolver gives a name server that is silent 5 s before it asks the next one.
 const RESOLVE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(5);
+/// A file that does not answer within this time hangs.
+const READ: Duration = Duration::from_secs(5);
 
 /// A peer that vanished without a word is noticed after 25 s by keep-alive, or 20 s when something was sent to it.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -30,11 +33,19 @@ const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The API server of a cluster. Threads share it; each has connections of its own.
 pub(super) struct Server {
-    config: Config,
+    way: Way,
     url: String,
     authority: String,
-    /// How often this machine has moved: connections that were made before a move are of no use any more.
+    current: RwLock<Current>,
+    /// How often connections that were made before became useless: this machine has moved, or proves otherwise who it is.
     moves: watch::Sender<u64>,
+}
+
+/// What was read last and can be used.
+#[derive(Clone)]
+struct Current {
+    material: Material,
+    settings: Arc<Settings>,
 }
 
 impl Server {
@@ -44,31 +55,51 @@ impl Server {
     /// # Errors
     /// The kubeconfig cannot be read, or asks for something that we do not do.
     pub(super) async fn find(url: Option<&str>, kubeconfig: Option<&Path>) -> Result<Self> {
-        let url = url.map(parse_url).transpose()?;
-        let mut config = match (kubeconfig, &url) {
-            (Some(path), _) => from_file(path).await.with_context(|| format!("--kubeconfig-file {}", path.display()))?,
-            (None, Some(url)) => Config::new(url.clone()),
-            (None, None) => Config::incluster().context(
-                "no way to the Kubernetes API: this is not a pod with a service account; give --kubeconfig-file",
-            )?,
-        };
-        if let Some(url) = url {
-            config.cluster_url = url;
-        }
-        if config.proxy_url.take().is_some() {
-            tracing::warn!(
-                "the API server is asked directly: proxies (proxy-url, HTTPS_PROXY) are not supported"
-            );
-        }
-        let [version, _] = crate::VERSION;
-        let agent = HeaderValue::try_from(format!("flanneld-loden/{version}")).context("the user agent")?;
-        config.headers.push((header::USER_AGENT, agent));
+        let way = Way::new(url, kubeconfig)?;
+        let reading = way.clone();
+        let (access, material) = patiently(move || reading.read()).await?;
+        let named =
+            || kubeconfig.map_or_else(String::new, |path| format!("--kubeconfig-file {}", path.display()));
+        let settings = Arc::new(material.settings(&access).with_context(named)?);
+        credentials::warn(&access);
         Ok(Self {
-            url: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
-            authority: fingerprint(config.root_cert.as_deref()),
-            config,
+            way,
+            url: access.server.to_string().trim_end_matches('/').to_owned(),
+            authority: material.fingerprint(),
+            current: RwLock::new(Current { material, settings }),
             moves: watch::Sender::new(0),
         })
+    }
+
+    /// Reads all files again and again, and uses what is new. What cannot be used is told to `report`, and changes nothing.
+    pub(super) async fn follow(&self, report: impl Fn(Option<String>)) {
+        loop {
+            tokio::time::sleep(GLANCE).await;
+            let way = self.way.clone();
+            let read = patiently(move || way.read()).await;
+            let renewed = read.and_then(|(access, material)| {
+                let now = self.current();
+                if material == now.material {
+                    return Ok(());
+                }
+                let same = material.connects_as(&now.material);
+                let settings = if same { now.settings } else { Arc::new(material.settings(&access)?) };
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) =
+                    Current { material, settings };
+                if !same {
+                    tracing::info!("the way to the Kubernetes API is another: connections are made anew");
+                    self.moved();
+                }
+                Ok(())
+            });
+            report(renewed.err().map(|error| {
+                format!("the way to the Kubernetes API cannot be read anew, what was read before is used: {error:#}")
+            }));
+        }
+    }
+
+    fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its address, for people.
@@ -98,8 +129,8 @@ impl Server {
     }
 
     /// A client without connections yet; they belong to the runtime that this is called in.
-    pub(super) fn connections(&self) -> Result<Client> {
-        let config = &self.config;
+    pub(super) fn connections(self: &Arc<Self>) -> Result<Client> {
+        let Settings { config, tls } = &*self.current().settings;
         let mut tcp = HttpConnector::new_with_resolver(tower::service_fn(resolve));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -108,26 +139,40 @@ impl Server {
         tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
         tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
         tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
-        let tls = config
-            .rustls_https_connector_with_connector(tcp)
-            .context("the certificates for the Kubernetes API cannot be used")?;
-        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(tls);
+        let mut https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
+        if let Some(name) = &config.tls_server_name {
+            let name =
+                name.clone().try_into().with_context(|| format!("tls-server-name {name:?} is no name"))?;
+            https = https.with_server_name_resolver(FixedServerNameResolver::new(name));
+        }
+        let https = https.enable_http1().wrap_connector(tcp);
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https);
+        let server = Arc::clone(self);
         let service = ServiceBuilder::new()
             .layer(config.base_uri_layer())
-            .option_layer(
-                config.auth_layer().context("the credentials for the Kubernetes API cannot be used")?,
-            )
+            .map_request(move |request| server.authorized(request))
             .layer(config.extra_headers_layer().context("the headers for the Kubernetes API cannot be used")?)
             .map_result(|answer: Result<_, _>| rest_asked_for(answer.map_err(BoxError::from)?))
             .service(http);
         Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
     }
+
+    /// Adds what proves who we are, as it was read last.
+    fn authorized(&self, mut request: http::Request<Body>) -> http::Request<Body> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = &current.material.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::clone(value));
+        }
+        request
+    }
 }
 
-fn fingerprint(certificates: Option<&[Vec<u8>]>) -> String {
-    let Some(certificates) = certificates else { return "the system's".to_owned() };
-    let digest = certificates.iter().fold(Sha256::new(), |digest, der| digest.chain_update(der)).finalize();
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+/// Reads files on a thread of its own: one may hang.
+async fn patiently<T: Send + 'static>(read: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let read = tokio::time::timeout(READ, tokio::task::spawn_blocking(read)).await;
+    let late =
+        || format!("a file of the way to the Kubernetes API does not answer within {} s", READ.as_secs());
+    read.with_context(late)?.context("the thread that reads it ended")?
 }
 
 /// The client library keeps an error's body and drops its headers, but only a header says how long to wait.
@@ -145,25 +190,4 @@ async fn resolve(name: Name) -> io::Result<<GaiResolver as Service<Name>>::Respo
         Ok(found) => found,
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the name servers do not answer")),
     }
-}
-
-fn parse_url(text: &str) -> Result<Uri> {
-    let url: Uri = text
-        .parse()
-        .ok()
-        .filter(|url: &Uri| url.host().is_some() && url.scheme().is_some())
-        .with_context(|| format!("--kube-api-url {text:?} is not a URL: write https://HOST:PORT"))?;
-    Ok(url)
-}
-
-async fn from_file(path: &Path) -> Result<Config> {
-    let kubeconfig = Kubeconfig::read_from(path)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
-        bail!(
-            "its user logs in by running a program (exec, auth-provider), and this daemon runs none: give that user a \
-             token, a tokenFile or a client certificate"
-        );
-    }
-    Ok(config)
 }

@@ -6,7 +6,9 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use kube::core::Status;
-use rustls::{CertificateError, Error as TlsError};
+use rustls::{AlertDescription, CertificateError, Error as TlsError};
+
+use super::tls;
 
 /// Longest piece of somebody else's words that is shown.
 const KEPT: usize = 300;
@@ -14,6 +16,10 @@ const KEPT: usize = 300;
 /// What to do when not our role but an admission policy is in the way.
 const POLICY: &str = "adapt that policy: in loden.yml its variable `prefix` has to begin as --kube-annotation-prefix \
                       does, and the daemon has to log in by the token of its own pod";
+
+/// What to do about a certificate whose kind of key or signature rustls does not know.
+const KEYS: &str = "make the server's certificate, and its authority's, with a key of ECDSA P-256 or P-384, Ed25519, or RSA of \
+                    2048 bits or more, signed with SHA-256 or better: keys of P-521 and signatures of SHA-1 are not known here";
 
 /// What kind of failure it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +228,9 @@ impl Trouble {
                 let (cause, detail) = chain(error);
                 let retry_after =
                     overloaded(error).map_or(Duration::ZERO, |overloaded| overloaded.retry_after);
-                Self { retry_after, ..Self::new(cause, &detail) }
+                let usual = Self::new(cause, &detail);
+                let remedy = tls_error(error).and_then(tls_remedy).unwrap_or(usual.remedy);
+                Self { retry_after, remedy, ..usual }
             }
         }
     }
@@ -315,6 +323,62 @@ fn tls_kind(error: &TlsError) -> Cause {
         TlsError::InvalidCertificate(_) => Cause::Certificate,
         _ => Cause::Tls,
     }
+}
+
+/// The TLS error among the causes of an error.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a TlsError> {
+    let inside = |error: &'a (dyn StdError + 'static)| {
+        let mut inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+        while let Some(next) = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            inner = next;
+        }
+        inner.downcast_ref::<TlsError>()
+    };
+    error.downcast_ref().or_else(|| inside(error)).or_else(|| tls_error(error.source()?))
+}
+
+/// What to do about a certificate that is refused, where the usual text would lead elsewhere. kubectl takes some of these.
+fn tls_remedy(error: &TlsError) -> Option<&'static str> {
+    use CertificateError as Why;
+    if tls::is_authority(error) {
+        return Some(
+            "the server shows the certificate of a certificate authority as its own: make it a server certificate \
+             (basicConstraints CA:FALSE) that the authority signs, or name exactly this certificate as certificate-authority",
+        );
+    }
+    Some(match error {
+        TlsError::InvalidCertificate(why) => match why {
+            Why::Expired | Why::ExpiredContext { .. } => {
+                "renew the server's certificate, or set this machine's clock"
+            }
+            Why::NotValidYet | Why::NotValidYetContext { .. } => "set this machine's clock, or the server's",
+            Why::NotValidForName | Why::NotValidForNameContext { .. } => {
+                "give an address that is in the certificate's subjectAltName (a common name alone does not count), or \
+                 tls-server-name in the kubeconfig, or make a certificate with this address"
+            }
+            Why::UnsupportedSignatureAlgorithmContext { .. }
+            | Why::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => KEYS,
+            Why::InvalidPurpose | Why::InvalidPurposeContext { .. } => {
+                "make a server certificate whose extendedKeyUsage has serverAuth"
+            }
+            Why::Other(other) if other.to_string().contains("UnsupportedCertVersion") => {
+                "make a server certificate of X.509 version 3, with its names in subjectAltName"
+            }
+            _ => return None,
+        },
+        TlsError::PeerIncompatible(_) | TlsError::AlertReceived(AlertDescription::HandshakeFailure) => KEYS,
+        TlsError::AlertReceived(
+            AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRequired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnsupportedCertificate,
+        ) => {
+            "the server refuses our client certificate: renew it, signed by the authority that the server trusts"
+        }
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
