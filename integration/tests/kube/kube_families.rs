@@ -208,7 +208,7 @@ fn refused(dual: &mut Dual, _: &Notes) -> Result<()> {
         ("backend-v6-data", "null", "no_vtep_mac"),
         ("backend-v6-data", &own, "own_mac"),
         ("public-ip", "127.0.0.1", "unusable_address"),
-        ("public-ip", "169.254.1.1", "unusable_address"),
+        ("public-ip", "10.244.1.9", "unusable_address"),
         ("public-ip", "192.168.77.1", "own_address"),
         ("public-ip", "192.168.77.2", "duplicate_address"),
         ("public-ipv6", "ff02::1", "unusable_address"),
