@@ -266,14 +266,17 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Where packets of the node may come from: NAT and several interfaces make it more than one.
+/// Where packets of the node may come from: NAT and several interfaces make it more than one. What it has on the pods' side
+/// is none of them, because pods can send from there.
 fn addresses(facts: &NodeFacts, public_ip: IpAddr) -> Vec<IpAddr> {
+    let pods: Vec<Prefix> = facts.pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
+    let possible = |ip| unusable(ip).is_none() && !pods.iter().any(|pods| pods.contains(ip));
     let mut out = vec![public_ip];
     let v4 = annotation::ipv4(facts.annotations.public_ip.as_deref()).ok().flatten().map(IpAddr::V4);
     let v6 = annotation::ipv6(facts.annotations.public_ipv6.as_deref()).ok().flatten().map(IpAddr::V6);
     for ip in v4.into_iter().chain(v6).chain(facts.addresses.iter().copied()) {
         let ip = ip.to_canonical();
-        if out.len() < MAX_ADDRESSES && !out.contains(&ip) && unusable(ip).is_none() {
+        if out.len() < MAX_ADDRESSES && !out.contains(&ip) && possible(ip) {
             out.push(ip);
         }
     }
