@@ -28,7 +28,7 @@ pub fn fetch(platform: Platform, dir: &Path) -> Result<Vec<Package>> {
             command.arg("-o").arg(option);
         }
         run(command.args(words)).context(
-            "the image's iptables and nft come from Debian's packages, by the apt of a Debian or Ubuntu machine",
+            "the image's iptables comes from Debian's packages, by the apt of a Debian or Ubuntu machine",
         )
     };
     apt(&["update"])?;

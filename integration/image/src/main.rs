@@ -87,7 +87,7 @@ fn build(wanted: &Wanted, source: &Path, out: &Path) -> Result<String> {
         let sbom = sbom::document(&about, platform, &crates, &used, &distribution)?;
         write(&out.join(format!("{}-{}.spdx.json", about.title(), platform.name())), &sbom)?;
         let ours = Ours { daemon: read(&programs.daemon)?, plugin: read(&programs.plugin)?, sbom };
-        let layers = vec![("iptables and nft of Debian", debian), ("Loden", contents::tree(ours))];
+        let layers = vec![("iptables of Debian", debian), ("Loden", contents::tree(ours))];
         parts.push(Part { platform, layers });
     }
     let Image { archive, sizes, digest } = layout::assemble(&about, &parts)?;

@@ -10,13 +10,12 @@ use crate::elf;
 use crate::platform::Platform;
 use crate::tree::Tree;
 
-/// Debian packages that hold [`PROGRAMS`]; what they depend on comes along.
-pub const PACKAGES: [&str; 2] = ["iptables", "nftables"];
+/// Debian packages that hold these programs; what they depend on comes along.
+pub const PACKAGES: [&str; 1] = ["iptables"];
 
 /// Programs, and the names beside their own that they are started by. iptables is there twice, for nftables and for the
 /// kernel's older interface, because a node's rules have to stand where kube-proxy's are. The plain names are of the newer.
-const PROGRAMS: [(&str, &[&str]); 3] = [
-    ("nft", &[]),
+const PROGRAMS: [(&str, &[&str]); 2] = [
     (
         "xtables-legacy-multi",
         &[

@@ -36,6 +36,8 @@ struct Line {
 
 #[derive(Deserialize)]
 struct User {
+    /// Of a client whom the server does not know there is none.
+    #[serde(default)]
     username: String,
 }
 

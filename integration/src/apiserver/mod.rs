@@ -24,7 +24,7 @@ mod restore;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -292,15 +292,23 @@ impl ApiServer {
     /// # Errors
     /// When it fails, with its standard error.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
-        let mut command = Command::new(&self.assets.kubectl);
-        command.arg("--kubeconfig").arg(self.kubeconfig(Access::Admin)?).args(args);
-        // Discovery is cached under HOME otherwise, where it would outlive this server.
-        command.arg("--cache-dir").arg(self.dir().join("kubectl-cache"));
-        let output = process::output_in(command, self.options.netns.clone())?;
+        let output = self.kubectl_by(&self.kubeconfig(Access::Admin)?, args)?;
         if !output.status.success() {
             bail!("kubectl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs kubectl with a kubeconfig, whatever comes of it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn kubectl_by(&self, kubeconfig: &Path, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.assets.kubectl);
+        command.arg("--kubeconfig").arg(kubeconfig).args(args);
+        // Discovery is cached under HOME otherwise, where it would outlive this server.
+        command.arg("--cache-dir").arg(self.dir().join("kubectl-cache"));
+        process::output_in(command, self.options.netns.clone())
     }
 
     /// Applies the manifest we ship, once; nobody runs its DaemonSet, but its ServiceAccount and ClusterRole are real.

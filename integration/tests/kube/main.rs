@@ -4,6 +4,7 @@
 
 mod kube_address;
 mod kube_cold;
+mod kube_credentials;
 mod kube_events;
 mod kube_families;
 mod kube_faults;
@@ -27,5 +28,6 @@ integration::group!(
     kube_faults,
     kube_misbehaves,
     kube_cold,
+    kube_credentials,
     takeover
 );

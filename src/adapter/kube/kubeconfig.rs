@@ -128,7 +128,10 @@ impl Access {
     /// # Errors
     /// It is no kubeconfig, contradicts itself, or asks for something that we do not do.
     pub(super) fn parse(text: &str, directory: &Path) -> Result<Self> {
-        let all: Kubeconfig = serde_saphyr::from_str(text).context("it is no kubeconfig")?;
+        // An excerpt, as the parser adds one to an error, may be a token.
+        let options = serde_saphyr::options! { with_snippet: false };
+        let all: Kubeconfig =
+            serde_saphyr::from_str_with_options(text, options).context("it is no kubeconfig")?;
         let name = given(all.current_context.as_deref()).context(
             "it has no current-context: name one (kubectl config use-context NAME --kubeconfig FILE)",
         )?;
@@ -346,6 +349,16 @@ mod tests {
         ] {
             let error = format!("{:#}", parse(cluster, &user).unwrap_err());
             assert!(parts.iter().all(|part| error.contains(part)), "{user}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_error_tells_no_secret() {
+        for text in
+            ["users:\n- user:\n    token: secret\n  broken: [yaml", "users:\n- user: { token: secret\n"]
+        {
+            let error = format!("{:#}", Access::parse(text, Path::new("/")).unwrap_err());
+            assert!(!error.contains("secret") && !error.contains('\n'), "{error}");
         }
     }
 
