@@ -28,7 +28,7 @@ fn program(name: &str, dir: &Path) -> Result<Vec<u8>> {
     Ok(std::fs::read(stripped)?)
 }
 
-/// This machine's own programs: setup has installed iptables and nftables.
+/// This machine's own programs: setup has installed iptables.
 fn machine() -> Package {
     Package { name: "machine".into(), version: "1+1".into(), sha256: String::new(), dir: "/".into() }
 }
@@ -202,7 +202,7 @@ fn alone(root: &Path) -> Result<()> {
         }
     }
     ensure!(checked > 50, "only {checked} programs and libraries");
-    for program in ["nft", "iptables-nft-restore", "ip6tables-legacy-save", "iptables"] {
+    for program in ["iptables-nft-restore", "ip6tables-legacy-save", "iptables"] {
         let path = format!("/usr/sbin/{program}");
         let output = Command::new("unshare")
             .args(["--map-root-user", "--root"])

@@ -142,8 +142,9 @@ async fn silent_clients_and_such_that_never_read_hold_up_nobody() {
         begun.elapsed()
     };
     let took = beside(answer, client).await;
-    // A hundred clients that may each block a frame for five seconds, sixteen at a time, would take half a minute.
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    // A hundred clients that may each block a frame for five seconds, sixteen at a time, would take half a minute; a busy
+    // machine alone has been seen to take 11 s.
+    assert!(took < Duration::from_secs(25), "{took:?}");
 }
 
 #[tokio::test]
