@@ -132,3 +132,83 @@ pub(super) fn is_authority(error: &TlsError) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::{ClientConnection, ServerConfig, ServerConnection};
+
+    use super::*;
+
+    const NAME: &str = "api.example";
+
+    /// What `openssl req -x509` makes: a certificate that signs itself and says that it is an authority.
+    fn own_authority(change: impl FnOnce(&mut CertificateParams)) -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::new(vec![NAME.into()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        change(&mut params);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::try_from(key.serialize_der()).unwrap()
+    }
+
+    /// Shakes hands with a server in memory.
+    fn shake(
+        root: &CertificateDer<'static>,
+        shown: &CertificateDer<'static>,
+        key: PrivateKeyDer<'static>,
+        name: &'static str,
+    ) -> Result<(), TlsError> {
+        let config = Config::new("https://api.example".parse().unwrap());
+        let client = client_config(&config, Some(std::slice::from_ref(root)), None).unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), name.try_into().unwrap())?;
+        let server =
+            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![shown.clone()], key)?;
+        let mut server = ServerConnection::new(Arc::new(server))?;
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            server.read_tls(&mut &*wire).unwrap();
+            server.process_new_packets()?;
+            wire.clear();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            client.read_tls(&mut &*wire).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_is_its_own_authority_is_taken_if_it_is_ours() {
+        let (ours, other) = (own_authority(|_| {}), own_authority(|_| {}));
+        let show = |of: &CertifiedIssuer<'static, KeyPair>, name| {
+            shake(ours.as_ref().der(), of.as_ref().der(), private(of.key()), name)
+        };
+        assert_eq!(show(&ours, NAME), Ok(()));
+        assert!(show(&ours, "another.example").is_err(), "another name");
+        assert!(show(&other, NAME).is_err(), "another authority, of the same name");
+        // Who has the certificate has not got its key.
+        assert!(shake(ours.as_ref().der(), ours.as_ref().der(), private(other.key()), NAME).is_err());
+        let over = own_authority(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
+        assert!(
+            shake(over.as_ref().der(), over.as_ref().der(), private(over.key()), NAME).is_err(),
+            "out of date"
+        );
+    }
+
+    #[test]
+    fn a_server_that_the_authority_signed_is_taken() {
+        let authority = own_authority(|_| {});
+        let key = KeyPair::generate().unwrap();
+        let signed = CertificateParams::new(vec![NAME.into()]).unwrap().signed_by(&key, &authority).unwrap();
+        let shake = |root: &CertificateDer<'static>| shake(root, signed.der(), private(&key), NAME);
+        assert_eq!(shake(authority.as_ref().der()), Ok(()));
+        assert!(shake(own_authority(|_| {}).as_ref().der()).is_err());
+    }
+}
