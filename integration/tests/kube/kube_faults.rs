@@ -154,7 +154,7 @@ fn role_taken_away(kube: &mut Kube, _: &Notes) -> Result<()> {
     kube.server.kubectl(&["delete", "clusterrolebinding", "loden"])?;
     // A watch that runs is not ended by that; the next one is refused.
     kube.server.restart()?;
-    kube.wait_body(&["degraded: ", "403", "ClusterRoleBinding"])?;
+    kube.wait_body(&["degraded: ", "403", "bind our account to the rights of the ClusterRole"])?;
     ensure!(restarts(kube, "forbidden")? >= 1.0);
     kube.server.kubectl(&["apply", "--server-side", "-f", SHIPPED_MANIFEST])?;
     kube.wait_body(&["flanneld is ready"])?;
